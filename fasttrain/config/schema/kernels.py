@@ -1,0 +1,17 @@
+"""`kernels:` which implementation serves each op of the model."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from fasttrain.config.schema.base import Section
+
+
+class KernelsConfig(Section):
+    """Reserved keys, and one key per op. By name: that backend or an error. `auto`: the first that
+    can serve, and the table says why. `eager`: the site is left as the model defines it."""
+
+    mode: Literal["auto", "eager", "strict"] = "auto"
+    """`auto` may fall back, with a reason; `strict` makes any fallback an error; `eager` uses none."""
+    rms_norm: Literal["auto", "eager", "cpu", "triton"] = "auto"
+    """Root mean square layer norm."""

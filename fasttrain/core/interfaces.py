@@ -1,0 +1,525 @@
+"""What the building blocks are to each other: the data that pass between them, and one interface each.
+
+Shapes: T tokens of a batch, S supervised ones among them, D documents. A batch is always flat: documents
+lie one after the other in one row of T tokens, and `cu_seqlens` says where each begins.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
+
+import torch
+from torch import Tensor, nn
+from torch.optim.lr_scheduler import LambdaLR, LRScheduler
+
+from fasttrain.config.schema.base import ComponentSection
+
+if TYPE_CHECKING:
+    from fasttrain.core.events import Hooks
+
+IGNORED_LABEL = -100
+
+
+# ------------------------------------------------------------------------------------------- batches
+
+
+class Layout(Protocol):
+    """What kernels need to know about document lengths, computed on the CPU with the batch."""
+
+    @property
+    def lengths(self) -> tuple[int, ...]:
+        """Tokens of each document, in order; host integers, so that using them never syncs."""
+
+
+@dataclass(frozen=True)
+class Batch:
+    """One micro-batch. `labels[i]` is already the target of position i; losses never shift."""
+
+    input_ids: Tensor  # (T,) int64
+    labels: Tensor  # (T,) int64; IGNORED_LABEL where nothing is learnt, and at each document's end
+    position_ids: Tensor  # (T,) int64, from 0 in each document
+    cu_seqlens: Tensor  # (D + 1,) int32, from 0 to T
+    supervised_index: Tensor  # (S,) int64, the positions whose label is learnt, rising
+    layout: Layout
+    num_supervised: int  # S, on the host
+    sources: tuple[str, ...]  # (D,) the source of each document
+
+    @property
+    def num_tokens(self) -> int:
+        return self.input_ids.shape[0]
+
+    def to(self, device: torch.device) -> Batch:
+        """The same batch with its tensors on `device`; asynchronous from pinned memory."""
+        if self.input_ids.device == device:
+            return self
+        return Batch(
+            *(
+                getattr(self, name).to(device, non_blocking=True)
+                for name in (
+                    "input_ids",
+                    "labels",
+                    "position_ids",
+                    "cu_seqlens",
+                    "supervised_index",
+                )
+            ),
+            layout=self.layout,
+            num_supervised=self.num_supervised,
+            sources=self.sources,
+        )
+
+
+@dataclass(frozen=True)
+class StepBatch:
+    """This rank's micro-batches of one optimizer step."""
+
+    epoch: int  # 0-based
+    step_in_epoch: int  # 0-based
+    steps_in_epoch: int
+    micro_batches: tuple[Batch, ...]
+
+
+@dataclass(frozen=True)
+class LossSum:
+    """A micro-batch's loss: the sum over its supervised tokens, and how many they were.
+
+    A mean is taken once, over the whole global batch, so that the loss of a step does not depend on
+    how it was split. `extras` are further sums (device scalars) that appear in the log divided by
+    the same count.
+    """
+
+    sum: Tensor  # () fp32, on the device, with gradient
+    count: int
+    extras: Mapping[str, Tensor] = field(default_factory=dict)
+
+
+LossFunction = Callable[[Batch], LossSum]
+
+
+@dataclass(frozen=True)
+class StepResult:
+    """What an optimizer step was, over all ranks. Tensors stay on the device: nothing syncs."""
+
+    loss_sum: Tensor  # () fp32: Σ token losses of the global batch
+    num_supervised: int  # of the global batch
+    num_tokens: int  # of the global batch, nothing padded
+    grad_norm: Tensor  # () fp32, before clipping
+    skipped: Tensor  # () bool: the loss or the norm was not finite, and no weight changed
+    extras: Mapping[str, Tensor] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class BatchProfile:
+    """What a kernel's choice may depend on: the batches this run will see."""
+
+    device: torch.device
+    dtype: torch.dtype  # of activations
+    tokens: int  # of a full micro-batch
+    document_lengths: tuple[int, ...]  # a sample, for histograms
+
+
+# ------------------------------------------------------------------------------------------- kernels
+
+
+@dataclass(frozen=True)
+class KernelSite:
+    """One module of the model, and what serves it. `backend` "eager" leaves it untouched."""
+
+    path: str  # the module's name, such as model.layers.0.input_layernorm
+    op: str
+    backend: str
+
+
+@dataclass(frozen=True)
+class KernelRow:
+    """One line of the kernel table."""
+
+    op: str
+    sites_matched: int
+    sites_found: int
+    chosen: str
+    reason: str
+    rejected: tuple[tuple[str, str], ...] = ()  # (backend, why)
+    parity: float | None = None  # relative error of the self-test
+    milliseconds: float | None = None
+
+
+@dataclass(frozen=True)
+class KernelPlan:
+    """Which kernel serves which site, and why: decided once, applied by the kernels transform."""
+
+    sites: tuple[KernelSite, ...] = ()
+    rows: tuple[KernelRow, ...] = ()
+
+
+# ----------------------------------------------------------------------------------------- precision
+
+
+@dataclass(frozen=True)
+class Precision:
+    """In what dtype weights live and arithmetic runs, and why."""
+
+    name: Literal["fp32", "bf16-mixed", "bf16"]
+    parameters: torch.dtype
+    autocast: torch.dtype | None
+    reason: str
+
+    @property
+    def activations(self) -> torch.dtype:
+        return self.autocast or self.parameters
+
+
+@dataclass(frozen=True)
+class Topology:
+    """Where this process stands among all."""
+
+    rank: int = 0
+    world_size: int = 1
+    data_parallel_rank: int = 0
+    data_parallel_size: int = 1
+
+
+# ------------------------------------------------------------------------------------------ data room
+
+
+@dataclass(frozen=True)
+class Examples:
+    """What a method learns from: the kinds of rows it takes, and which tokens it supervises."""
+
+    kinds: tuple[str, ...] = ("conversation", "text")
+    supervise: Literal["answers", "all"] = "answers"
+
+
+@dataclass(frozen=True)
+class DecodedSample:
+    """One training document as text, cut into pieces that are supervised or not."""
+
+    source: str
+    pieces: tuple[tuple[str, bool], ...]
+
+
+@dataclass(frozen=True)
+class SourceReport:
+    """How one source was read."""
+
+    name: str
+    detected: str  # "conversations (column messages)", "alpaca (instruction, input, output)", …
+    rows: int
+    used: int
+    dropped: Mapping[str, int] = field(default_factory=dict)  # reason → rows
+    truncated: int = 0
+
+
+@dataclass(frozen=True)
+class DataReport:
+    """What the user is told about the data before training."""
+
+    sources: tuple[SourceReport, ...]
+    documents: int
+    tokens: int
+    supervised_tokens: int
+    eval_documents: int
+    eval_tokens: int
+    eval_supervised_tokens: int
+    packs: int  # of the first epoch
+    waste: float  # share of the first epoch's packs that is empty
+    longest_document: int
+    max_length: int
+    max_length_reason: str
+    cache: str  # "hit: …" or "miss: …"
+    sample: DecodedSample
+
+
+class TrainingData(ABC):
+    """The training documents, packed and ordered per epoch independently of the world size."""
+
+    @abstractmethod
+    def steps_in_epoch(self, epoch: int) -> int:
+        """Optimizer steps of epoch `epoch` (0-based)."""
+
+    @abstractmethod
+    def stream(self, epoch: int, step_in_epoch: int) -> Iterator[StepBatch]:
+        """This rank's step batches from a position on, without end. Positions are reached in O(1)."""
+
+    @abstractmethod
+    def token_counts(self, vocab_size: int) -> Tensor:
+        """(vocab_size,) int64: how often each id is a supervised target in one epoch."""
+
+
+class EvaluationData(ABC):
+    """The held-out documents, always in the same order."""
+
+    @abstractmethod
+    def batches(self) -> Iterator[Batch]:
+        """This rank's batches."""
+
+    @abstractmethod
+    def prompts(self, count: int) -> list[tuple[str, str]]:
+        """The first `count` (prompt as text with template, expected answer) pairs, for samples."""
+
+
+@dataclass(frozen=True)
+class PreparedData:
+    """What the data block hands to the run."""
+
+    train: TrainingData
+    evaluation: EvaluationData | None
+    report: DataReport
+    profile_lengths: tuple[int, ...]  # lengths of up to 4096 training documents
+
+
+class LoadedData(ABC):
+    """Rows that are read and understood, not yet tokenised."""
+
+    @abstractmethod
+    def texts(self) -> Iterator[str]:
+        """The training text, for a tokenizer that is trained on it."""
+
+    @property
+    @abstractmethod
+    def has_conversations(self) -> bool:
+        """Whether any row needs a chat template."""
+
+
+class Source(ABC):
+    """Where rows come from. `Config` is its typed section."""
+
+    Config: ClassVar[type[ComponentSection]]
+
+    def __init__(self, config: Any) -> None:
+        self.config = config
+
+    @abstractmethod
+    def load(self) -> Any:
+        """The rows, as a `datasets.Dataset`. An optional column `group` keeps rows together when
+        held-out rows are drawn."""
+
+
+class DataFactory(ABC):
+    """Turns sources into batches, in two phases, since a tokenizer may be trained in between."""
+
+    Config: ClassVar[type[ComponentSection]]
+
+    def __init__(self, config: Any) -> None:
+        self.config = config
+
+    @abstractmethod
+    def load(self, *, examples: Examples, seed: int, hooks: Hooks) -> LoadedData:
+        """Read, detect and check every row."""
+
+    @abstractmethod
+    def prepare(
+        self,
+        loaded: LoadedData,
+        *,
+        tokenizer: Any,
+        model_max_length: int | None,
+        micro_batch_size: int,
+        accumulation: int,
+        topology: Topology,
+        seed: int,
+        hooks: Hooks,
+    ) -> PreparedData:
+        """Tokenise, mask and pack."""
+
+
+# -------------------------------------------------------------------------------- tokenizer and model
+
+
+class TokenizerFactory(ABC):
+    """Makes the tokenizer: a transformers `PreTrainedTokenizerFast`."""
+
+    Config: ClassVar[type[ComponentSection]]
+
+    def __init__(self, config: Any) -> None:
+        self.config = config
+
+    @abstractmethod
+    def build(self, *, model_section: Any, data: LoadedData) -> Any:
+        """`model_section` is the config's `model:`, whose tokenizer is the default."""
+
+
+class LanguageModel(nn.Module, ABC):
+    """Body, head and loss in one module, so that hooks, autocast and adapters apply to all of it."""
+
+    @abstractmethod
+    def token_losses(
+        self, batch: Batch, *, reduction: Literal["sum", "none"] = "sum"
+    ) -> Tensor:
+        """Cross-entropy in nats of the supervised tokens: their sum () or each (S,), fp32."""
+
+    @abstractmethod
+    def logits(self, batch: Batch) -> Tensor:
+        """(T, V) logits of every position, for a loss of your own."""
+
+    @abstractmethod
+    def generate(self, prompts: list[str], *, tokenizer: Any, max_new_tokens: int) -> list[str]:
+        """Greedy continuations of texts that already carry the chat template."""
+
+    @abstractmethod
+    def save_pretrained(self, directory: Path, *, dtype: torch.dtype | None) -> None:
+        """Write the model, or its adapters, as transformers or peft reads them."""
+
+    @abstractmethod
+    def describe(self) -> str:
+        """One line: architecture, sizes, how documents are kept apart and why."""
+
+
+class ModelFactory(ABC):
+    """Loads or makes the model."""
+
+    Config: ClassVar[type[ComponentSection]]
+
+    def __init__(self, config: Any) -> None:
+        self.config = config
+
+    @abstractmethod
+    def max_length(self) -> int | None:
+        """The longest sequence the model was made for; reads its config only."""
+
+    @abstractmethod
+    def build(self, *, tokenizer: Any, precision: Precision, device: torch.device) -> LanguageModel:
+        """The model in `precision.parameters` on `device`, without transforms."""
+
+
+class Transform(ABC):
+    """One change made to a loaded model."""
+
+    Config: ClassVar[type[ComponentSection]]
+
+    def __init__(self, config: Any) -> None:
+        self.config = config
+
+    @abstractmethod
+    def apply(self, model: LanguageModel, *, plan: KernelPlan) -> LanguageModel:
+        """The changed model, usually the same object."""
+
+
+# ----------------------------------------------------------------------------- optimizer and schedule
+
+
+@dataclass(frozen=True)
+class ParameterGroup:
+    """Parameters that are stepped alike."""
+
+    name: str
+    names: tuple[str, ...]
+    parameters: tuple[nn.Parameter, ...]
+    weight_decay: float
+    learning_rate: float
+
+
+class OptimizerFactory(ABC):
+    """Makes the optimizer."""
+
+    Config: ClassVar[type[ComponentSection]]
+
+    def __init__(self, config: Any) -> None:
+        self.config = config
+
+    @abstractmethod
+    def build(
+        self, groups: list[ParameterGroup], *, plan: KernelPlan, precision: Precision
+    ) -> torch.optim.Optimizer:
+        """An optimizer whose per-parameter state is named tensors of the parameter's shape, or 0-dim."""
+
+
+class SchedulerFactory(ABC):
+    """Makes the learning-rate schedule. A built-in one is a formula; override `build` for another."""
+
+    Config: ClassVar[type[ComponentSection]]
+
+    def __init__(self, config: Any) -> None:
+        self.config = config
+
+    @abstractmethod
+    def factor(self, step: int, total_steps: int) -> float:
+        """Learning rate of optimizer step `step` (0-based) as a share of the peak."""
+
+    def build(self, optimizer: torch.optim.Optimizer, *, total_steps: int) -> LRScheduler:
+        """A schedule that counts optimizer steps."""
+        return LambdaLR(optimizer, lambda step: self.factor(step, total_steps))
+
+
+# -------------------------------------------------------------------------------- engine, checkpoints
+
+
+@dataclass(frozen=True)
+class NamedSlice:
+    """A piece of a tensor by name: elements [offset, offset + tensor.numel()) of the flattened whole.
+
+    `kind` is "model" or "optimizer"; optimizer names are `<parameter name>/<state name>`.
+    """
+
+    kind: Literal["model", "optimizer"]
+    name: str
+    tensor: Tensor
+    global_shape: tuple[int, ...]
+    offset: int = 0
+
+
+class Engine(ABC):
+    """How a step runs. The trainer sees nothing else of devices, processes or vendors."""
+
+    Config: ClassVar[type[ComponentSection]]
+    topology: Topology
+    device: torch.device
+
+    def __init__(self, config: Any, *, precision: Precision, device: torch.device) -> None:
+        self.config = config
+        self.precision = precision
+        self.device = device
+
+    @abstractmethod
+    def model_init_context(self) -> AbstractContextManager[None]:
+        """Entered while the model is created."""
+
+    @abstractmethod
+    def attach(
+        self,
+        model: LanguageModel,
+        optimizer: torch.optim.Optimizer,
+        *,
+        max_grad_norm: float,
+        hooks: Hooks,
+    ) -> None:
+        """Take the model and the optimizer under control."""
+
+    @abstractmethod
+    def train_step(self, micro_batches: Iterable[Batch], loss: LossFunction) -> StepResult:
+        """Forward and backward of every micro-batch of one optimizer step, clip, step, zero."""
+
+    @abstractmethod
+    def eval_forward(self, batch: Batch, loss: LossFunction) -> LossSum:
+        """A micro-batch's loss without gradient, in evaluation mode."""
+
+    @abstractmethod
+    def gathered(self, parameters: Iterable[nn.Parameter]) -> AbstractContextManager[None]:
+        """Whole parameters are at hand inside this context."""
+
+    @abstractmethod
+    def state_slices(self) -> Iterator[NamedSlice]:
+        """This rank's part of the model and of the optimizer's state."""
+
+    @abstractmethod
+    def load_slices(self, slices: Iterable[NamedSlice]) -> None:
+        """The inverse; a missing or surplus name is a ValueError that lists them."""
+
+
+class Checkpoint(ABC):
+    """Writes (and, where it can be resumed, reads) one kind of checkpoint."""
+
+    Config: ClassVar[type[ComponentSection]]
+    resumable: ClassVar[bool] = False
+
+    def __init__(self, config: Any) -> None:
+        self.config = config
+
+    @abstractmethod
+    def save(self, run: Any) -> Path:
+        """Write the run's present state; complete or absent. OSError when the disk refuses."""

@@ -1,0 +1,103 @@
+"""The state of one training run: what callbacks see, and what they may ask for."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import torch
+
+    from fasttrain.config.schema.root import TrainConfig
+    from fasttrain.core.events import Hooks
+    from fasttrain.core.interfaces import Engine, KernelPlan, LanguageModel, PreparedData
+
+
+@dataclass
+class Interval:
+    """Sums since the last logged step. They are part of a checkpoint, so that a resumed run logs the
+    same lines."""
+
+    loss_sum: float = 0.0
+    supervised_tokens: int = 0
+    tokens: int = 0
+    steps: int = 0
+    skipped_steps: int = 0
+    seconds: float = 0.0
+    extras: dict[str, float] = field(default_factory=dict)
+
+
+@dataclass
+class Run:
+    """One training run. Blocks are set as they are created; counters are global over all ranks."""
+
+    config: TrainConfig
+    directory: Path
+    hooks: Hooks
+    run_id: str
+
+    # Blocks, in the order of their creation.
+    engine: Engine | None = None
+    data: PreparedData | None = None
+    tokenizer: Any = None
+    model: LanguageModel | None = None
+    kernels: KernelPlan | None = None
+    optimizer: torch.optim.Optimizer | None = None
+    scheduler: torch.optim.lr_scheduler.LRScheduler | None = None
+
+    # Horizon and position. `step` counts finished optimizer steps; the next batch is
+    # (epoch, step_in_epoch), both 0-based.
+    total_steps: int = 0
+    step: int = 0
+    epoch: int = 0
+    step_in_epoch: int = 0
+    steps_this_process: int = 0
+    tokens: int = 0
+    supervised_tokens: int = 0
+    interval: Interval = field(default_factory=Interval)
+
+    # Evaluation.
+    eval_loss: float | None = None
+    best_eval_loss: float | None = None
+    best_step: int | None = None
+
+    # Facts for the first screen that no block owns: one line each, as (what, choice and reason).
+    notes: list[tuple[str, str]] = field(default_factory=list)
+
+    # Requests, and how the run ends.
+    stop_reason: str | None = None
+    stop_finishes: bool = False
+    exit_code: int = 0
+    checkpoint_requested: bool = False
+    evaluation_requested: bool = False
+
+    def stop(self, reason: str, *, finished: bool = False, exit_code: int = 0) -> None:
+        """Ask for an end after the present step. The first reason stands.
+
+        `finished` says the run reached its aim (early stopping): the model is exported as at the end
+        of the horizon. Otherwise only a resumable checkpoint is written, and a later start goes on.
+        """
+        if self.stop_reason is None:
+            self.stop_reason = reason
+            self.stop_finishes = finished
+            self.exit_code = exit_code
+
+    def request_checkpoint(self) -> None:
+        """Ask for a resumable checkpoint after the present step."""
+        self.checkpoint_requested = True
+
+    def request_evaluation(self) -> None:
+        """Ask for an evaluation after the present step."""
+        self.evaluation_requested = True
+
+    @property
+    def finished(self) -> bool:
+        """The whole horizon was trained, or a callback declared the aim reached."""
+        return self.step >= self.total_steps or (self.stop_reason is not None and self.stop_finishes)
+
+    @property
+    def epochs_done(self) -> float:
+        """Passes over the data so far."""
+        assert self.data is not None
+        return self.epoch + self.step_in_epoch / self.data.train.steps_in_epoch(self.epoch)
