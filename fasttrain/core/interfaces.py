@@ -18,9 +18,11 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 
 from fasttrain.config.schema.base import ComponentSection
+from fasttrain.runtime.precision import Precision
 
 if TYPE_CHECKING:
     from fasttrain.core.events import Hooks
+    from fasttrain.core.run import Run
 
 IGNORED_LABEL = -100
 
@@ -157,21 +159,7 @@ class KernelPlan:
     rows: tuple[KernelRow, ...] = ()
 
 
-# ----------------------------------------------------------------------------------------- precision
-
-
-@dataclass(frozen=True)
-class Precision:
-    """In what dtype weights live and arithmetic runs, and why."""
-
-    name: Literal["fp32", "bf16-mixed", "bf16"]
-    parameters: torch.dtype
-    autocast: torch.dtype | None
-    reason: str
-
-    @property
-    def activations(self) -> torch.dtype:
-        return self.autocast or self.parameters
+# ------------------------------------------------------------------------------------------ topology
 
 
 @dataclass(frozen=True)
@@ -512,14 +500,33 @@ class Engine(ABC):
 
 
 class Checkpoint(ABC):
-    """Writes (and, where it can be resumed, reads) one kind of checkpoint."""
+    """Writes one kind of checkpoint."""
 
     Config: ClassVar[type[ComponentSection]]
-    resumable: ClassVar[bool] = False
 
     def __init__(self, config: Any) -> None:
         self.config = config
 
     @abstractmethod
-    def save(self, run: Any) -> Path:
+    def save(self, run: Run) -> Path:
         """Write the run's present state; complete or absent. OSError when the disk refuses."""
+
+
+@dataclass(frozen=True)
+class Found:
+    """The newest complete checkpoint of a run directory, and what was passed over and why."""
+
+    path: Path | None
+    skipped: tuple[str, ...] = ()
+
+
+class ResumableCheckpoint(Checkpoint):
+    """A checkpoint that a run can go on from, exactly."""
+
+    @abstractmethod
+    def find(self, directory: Path) -> Found:
+        """The newest complete checkpoint under a run directory."""
+
+    @abstractmethod
+    def restore(self, run: Run, path: Path) -> None:
+        """Put the run, its blocks and the random states back to what they were at `path`."""
