@@ -1,7 +1,7 @@
 """The table of built-ins: data only, so that reading it loads neither torch nor transformers.
 
-The `config` half (torch-free) serves validate, schema, show-config and the docs; the `component` half is
-imported only when a run needs it. Components of your own use the registries' decorator instead.
+The `config` half (torch-free) serves validate, schema, show-config and the docs; the `component`
+half is imported only when a run needs it. Components of your own use the registries' decorator.
 """
 
 from __future__ import annotations
@@ -22,9 +22,7 @@ class Entry(NamedTuple):
 _SCHEMA = "fasttrain.config.schema"
 
 BUILT_INS: dict[tuple[str, str], Entry] = {
-    ("trainer", "sft"): Entry(
-        f"{_SCHEMA}.trainer:SFTConfig", "fasttrain.trainers.sft:SFTTrainer"
-    ),
+    ("trainer", "sft"): Entry(f"{_SCHEMA}.trainer:SFTConfig", "fasttrain.trainers.sft:SFTTrainer"),
     ("trainer", "causal"): Entry(
         f"{_SCHEMA}.trainer:CausalConfig", "fasttrain.trainers.causal:CausalTrainer"
     ),
@@ -138,7 +136,7 @@ DEFAULT_TYPES: dict[str, str] = {
     "engine": "auto",
 }
 
-# Callbacks every run has, outermost first; an entry under `callbacks:` with the same name replaces it.
+# Callbacks every run has, outermost first; an entry under `callbacks:` of the same name replaces it.
 ALWAYS_CALLBACKS: tuple[str, ...] = (
     "kernel_selection",
     "nonfinite_guard",

@@ -1,4 +1,4 @@
-"""The callback layer: observers look, wrappers change. Every hook stands here, in the order of a run:
+"""The callback layer: observers look, wrappers change. Every hook, in the order of a run:
 
     create callbacks                                on_run_start
     load_source, for each source                    (wrapped)
@@ -24,9 +24,9 @@
                                                     on_run_end; on_error where one ended the run
 
 An observer is a method `on_<event>(self, run, record) -> None`. It may ask `run.stop(reason)`,
-`run.request_checkpoint()` and `run.request_evaluation()`, and change nothing else. A wrapper is a method
-`wrap_<call>(self, run, call, *args)` that returns `call(*args)`, changed or not. The first callback of the
-list is the outermost.
+`run.request_checkpoint()` and `run.request_evaluation()`, and change nothing else. A wrapper is a
+method `wrap_<call>(self, run, call, *args)` that returns `call(*args)`, changed or not. The first
+callback of the list is the outermost.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ if TYPE_CHECKING:
     from fasttrain.core.run import Run
 
 
-# ------------------------------------------------------------------------------------------- records
+# --- records --------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -119,7 +119,7 @@ class RunEnd:
     exit_code: int
 
 
-# ---------------------------------------------------------------------------------------- the base class
+# --- the base class -------------------------------------------------------------------------------
 
 
 class Callback:
@@ -188,7 +188,7 @@ def refuse_unknown_hooks(callback: type[Callback]) -> None:
             )
 
 
-# --------------------------------------------------------------------------------------------- dispatch
+# --- dispatch -------------------------------------------------------------------------------------
 
 
 class Hooks:

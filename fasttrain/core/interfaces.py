@@ -1,7 +1,7 @@
-"""What the building blocks are to each other: the data that pass between them, and one interface each.
+"""What the building blocks are to each other: what passes between them, and one interface each.
 
-Shapes: T tokens of a batch, S supervised ones among them, D documents. A batch is always flat: documents
-lie one after the other in one row of T tokens, and `cu_seqlens` says where each begins.
+Shapes: T tokens of a batch, S supervised ones among them, D documents. A batch is always flat:
+documents lie one after the other in one row of T tokens, and `cu_seqlens` says where each begins.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 IGNORED_LABEL = -100
 
 
-# ------------------------------------------------------------------------------------------- batches
+# --- batches --------------------------------------------------------------------------------------
 
 
 class Layout(Protocol):
@@ -125,7 +125,7 @@ class BatchProfile:
     document_lengths: tuple[int, ...]  # a sample, for histograms
 
 
-# ------------------------------------------------------------------------------------------- kernels
+# --- kernels --------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -159,7 +159,7 @@ class KernelPlan:
     rows: tuple[KernelRow, ...] = ()
 
 
-# ------------------------------------------------------------------------------------------ topology
+# --- topology -------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -172,7 +172,7 @@ class Topology:
     data_parallel_size: int = 1
 
 
-# ------------------------------------------------------------------------------------------ data room
+# --- data room ------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -232,7 +232,7 @@ class TrainingData(ABC):
 
     @abstractmethod
     def stream(self, epoch: int, step_in_epoch: int) -> Iterator[StepBatch]:
-        """This rank's step batches from a position on, without end. Positions are reached in O(1)."""
+        """This rank's step batches from a position on, without end; reached in O(1)."""
 
     @abstractmethod
     def token_counts(self, vocab_size: int) -> Tensor:
@@ -316,7 +316,7 @@ class DataFactory(ABC):
         """Tokenise, mask and pack."""
 
 
-# -------------------------------------------------------------------------------- tokenizer and model
+# --- tokenizer and model --------------------------------------------------------------------------
 
 
 class TokenizerFactory(ABC):
@@ -336,9 +336,7 @@ class LanguageModel(nn.Module, ABC):
     """Body, head and loss in one module, so that hooks, autocast and adapters apply to all of it."""
 
     @abstractmethod
-    def token_losses(
-        self, batch: Batch, *, reduction: Literal["sum", "none"] = "sum"
-    ) -> Tensor:
+    def token_losses(self, batch: Batch, *, reduction: Literal["sum", "none"] = "sum") -> Tensor:
         """Cross-entropy in nats of the supervised tokens: their sum () or each (S,), fp32."""
 
     @abstractmethod
@@ -388,7 +386,7 @@ class Transform(ABC):
         """The changed model, usually the same object."""
 
 
-# ----------------------------------------------------------------------------- optimizer and schedule
+# --- optimizer and schedule -----------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -414,11 +412,11 @@ class OptimizerFactory(ABC):
     def build(
         self, groups: list[ParameterGroup], *, plan: KernelPlan, precision: Precision
     ) -> torch.optim.Optimizer:
-        """An optimizer whose per-parameter state is named tensors of the parameter's shape, or 0-dim."""
+        """An optimizer whose state per parameter is tensors of its shape, or 0-dim, by name."""
 
 
 class SchedulerFactory(ABC):
-    """Makes the learning-rate schedule. A built-in one is a formula; override `build` for another."""
+    """Makes the learning-rate schedule: a formula, or override `build` for any other."""
 
     Config: ClassVar[type[ComponentSection]]
 
@@ -434,12 +432,12 @@ class SchedulerFactory(ABC):
         return LambdaLR(optimizer, lambda step: self.factor(step, total_steps))
 
 
-# -------------------------------------------------------------------------------- engine, checkpoints
+# --- engine, checkpoints --------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class NamedSlice:
-    """A piece of a tensor by name: elements [offset, offset + tensor.numel()) of the flattened whole.
+    """A piece of a tensor by name: elements [offset, offset + tensor.numel()) of the flat whole.
 
     `kind` is "model" or "optimizer"; optimizer names are `<parameter name>/<state name>`.
     """

@@ -16,8 +16,7 @@ if TYPE_CHECKING:
 
 @dataclass
 class Interval:
-    """Sums since the last logged step. They are part of a checkpoint, so that a resumed run logs the
-    same lines."""
+    """Sums since the last logged step; saved, so that a resumed run logs the same lines."""
 
     loss_sum: float = 0.0
     supervised_tokens: int = 0
@@ -75,8 +74,8 @@ class Run:
     def stop(self, reason: str, *, finished: bool = False, exit_code: int = 0) -> None:
         """Ask for an end after the present step. The first reason stands.
 
-        `finished` says the run reached its aim (early stopping): the model is exported as at the end
-        of the horizon. Otherwise only a resumable checkpoint is written, and a later start goes on.
+        `finished` says the run reached its aim (early stopping): the model is exported as at the
+        end of the horizon. Otherwise only a resumable checkpoint is written; a later start goes on.
         """
         if self.stop_reason is None:
             self.stop_reason = reason
@@ -94,7 +93,9 @@ class Run:
     @property
     def finished(self) -> bool:
         """The whole horizon was trained, or a callback declared the aim reached."""
-        return self.step >= self.total_steps or (self.stop_reason is not None and self.stop_finishes)
+        return self.step >= self.total_steps or (
+            self.stop_reason is not None and self.stop_finishes
+        )
 
     @property
     def epochs_done(self) -> float:
