@@ -1,0 +1,113 @@
+// RMS normalisation on the CPU: from tensors to rows, shared out among torch's threads.
+#include "rms_norm.h"
+
+#include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/ops.h>
+#include <torch/csrc/stable/tensor.h>
+#include <torch/headeronly/util/Exception.h>
+
+#include <algorithm>
+#include <optional>
+
+namespace fasttrain {
+namespace {
+
+using torch::headeronly::ScalarType;
+using torch::stable::Tensor;
+
+// Below this many elements a second thread costs more than it saves (a parallel region: ~5 us).
+constexpr int64_t kElementsPerThread = 16384;
+
+DType dtype_of(const Tensor& tensor) {
+  switch (tensor.scalar_type()) {
+    case ScalarType::Double:
+      return DType::f64;
+    case ScalarType::BFloat16:
+      return DType::bf16;
+    default:
+      STD_TORCH_CHECK(tensor.scalar_type() == ScalarType::Float,
+                      "rms_norm on the CPU takes float32, float64 and bfloat16");
+      return DType::f32;
+  }
+}
+
+int64_t rows_per_thread(int64_t width) {
+  return std::max<int64_t>(1, kElementsPerThread / std::max<int64_t>(1, width));
+}
+
+void forward(Tensor x, Tensor weight, std::optional<Tensor> residual, double eps, bool cast_first,
+             Tensor y, Tensor sum, Tensor rstd) {
+  const int64_t rows = x.size(0);
+  RmsNormForward args{};
+  args.width = x.size(1);
+  args.x = x.const_data_ptr();
+  args.x_stride = x.stride(0);
+  args.x_dtype = args.sum_dtype = dtype_of(x);
+  if (residual.has_value()) {
+    args.residual = residual->const_data_ptr();
+    args.residual_stride = residual->stride(0);
+    args.residual_dtype = dtype_of(*residual);
+    args.sum = sum.mutable_data_ptr();
+    args.sum_dtype = dtype_of(sum);
+  }
+  args.weight = weight.const_data_ptr();
+  args.cast_first = cast_first;
+  args.eps = eps;
+  args.y = y.mutable_data_ptr();
+  args.y_dtype = dtype_of(y);
+  args.rstd = rstd.mutable_data_ptr();
+  const auto run = FT_BEST(rms_norm_forward);
+  torch::stable::parallel_for(0, rows, rows_per_thread(args.width),
+                              [&](int64_t begin, int64_t end) { run(args, begin, end); });
+}
+
+// The rows are cut into as many chunks as `partials` has rows, whatever the number of threads, and
+// the chunks' shares of dweight are added in order: the same bits on any thread count.
+void backward(Tensor dy, std::optional<Tensor> dsum, Tensor x, Tensor weight, Tensor rstd,
+              Tensor dx, Tensor dweight, Tensor partials) {
+  const int64_t rows = x.size(0), chunks = partials.size(0);
+  const bool wants_dweight = dweight.numel() > 0;
+  RmsNormBackward args{};
+  args.width = x.size(1);
+  args.dy = dy.const_data_ptr();
+  args.dy_dtype = dtype_of(dy);
+  args.dsum = dsum.has_value() ? dsum->const_data_ptr() : nullptr;
+  args.x = x.const_data_ptr();
+  args.x_stride = x.stride(0);
+  args.x_dtype = dtype_of(x);
+  args.weight = weight.const_data_ptr();
+  args.rstd = rstd.const_data_ptr();
+  args.dx = dx.numel() > 0 ? dx.mutable_data_ptr() : nullptr;
+  const bool wide = args.x_dtype == DType::f64;
+  const int64_t row_bytes = args.width * (wide ? 8 : 4);
+  char* partial_rows = wants_dweight ? static_cast<char*>(partials.mutable_data_ptr()) : nullptr;
+
+  const auto run = FT_BEST(rms_norm_backward);
+  const int64_t chunk_rows = (rows + chunks - 1) / std::max<int64_t>(1, chunks);
+  const int64_t grain = rows_per_thread(args.width) / std::max<int64_t>(1, chunk_rows);
+  torch::stable::parallel_for(
+      0, chunks, std::max<int64_t>(1, grain), [&](int64_t first, int64_t last) {
+        for (int64_t chunk = first; chunk < last; ++chunk) {
+          void* share = wants_dweight ? partial_rows + chunk * row_bytes : nullptr;
+          run(args, share, std::min(rows, chunk * chunk_rows),
+              std::min(rows, (chunk + 1) * chunk_rows));
+        }
+      });
+  if (!wants_dweight) return;
+  const auto add = FT_BEST(add_partials);
+  void* total = dweight.mutable_data_ptr();
+  torch::stable::parallel_for(
+      0, args.width, std::max<int64_t>(64, kElementsPerThread / std::max<int64_t>(1, chunks)),
+      [&](int64_t begin, int64_t end) {
+        add(partial_rows, chunks, args.width, wide, total, begin, end);
+      });
+}
+
+}  // namespace
+
+STABLE_TORCH_LIBRARY_IMPL(fasttrain_native, CPU, m) {
+  m.impl("rms_norm_forward", TORCH_BOX(&forward));
+  m.impl("rms_norm_backward", TORCH_BOX(&backward));
+}
+
+}  // namespace fasttrain

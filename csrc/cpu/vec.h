@@ -1,0 +1,167 @@
+// Vectors for the CPU kernels, written once for every instruction set.
+//
+// A kernel file is compiled once per instruction set, each time with FT_ISA (a namespace) and
+// FT_VECTOR_BYTES (16, 32 or 64) defined by CMake. GCC's and Clang's vector extensions turn the
+// same source into SSE2 or NEON, AVX2, or AVX-512 code.
+//
+// Two rules keep an AVX-512 instruction from being reached on a CPU without it: everything here
+// lives in namespace fasttrain::FT_ISA, and kernel files include neither torch nor any standard
+// header with inline code. (The linker keeps one copy of an inline function shared by two files,
+// and may well keep the one that was compiled for AVX-512.)
+#pragma once
+
+#include <cstdint>
+
+namespace fasttrain {
+
+// How a value lies in memory. Arithmetic is in float, for double in double.
+struct BFloat16 {
+  uint16_t bits;
+};
+
+namespace FT_ISA {
+
+#define FT_INLINE inline __attribute__((always_inline))
+
+template <class Stored>
+struct AccumulateIn {
+  using type = float;
+};
+template <>
+struct AccumulateIn<double> {
+  using type = double;
+};
+template <class Stored>
+using Acc = typename AccumulateIn<Stored>::type;
+
+typedef float VecF32 __attribute__((vector_size(FT_VECTOR_BYTES)));
+typedef double VecF64 __attribute__((vector_size(FT_VECTOR_BYTES)));
+typedef uint32_t VecU32 __attribute__((vector_size(FT_VECTOR_BYTES)));
+typedef uint16_t VecU16 __attribute__((vector_size(FT_VECTOR_BYTES / 2)));
+
+template <class T>
+struct VecOf;
+template <>
+struct VecOf<float> {
+  using type = VecF32;
+};
+template <>
+struct VecOf<double> {
+  using type = VecF64;
+};
+template <class T>
+using Vec = typename VecOf<T>::type;
+
+template <class T>
+constexpr int64_t kLanes = FT_VECTOR_BYTES / static_cast<int64_t>(sizeof(T));
+
+// ---- bfloat16 <-> float: the upper half of a float, rounded to nearest even --------------------
+
+FT_INLINE VecF32 widen(VecU16 bits) {
+  return reinterpret_cast<VecF32>(__builtin_convertvector(bits, VecU32) << 16);
+}
+
+FT_INLINE VecU16 narrow(VecF32 value) {
+  const VecU32 bits = reinterpret_cast<VecU32>(value);
+  const VecU32 rounded = (bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16;
+  // Rounding could carry a NaN's mantissa over into infinity: keep NaN, made quiet.
+  const VecU32 quiet = (bits >> 16) | 0x40u;
+  const VecU32 is_nan = reinterpret_cast<VecU32>(value != value);
+  return __builtin_convertvector((quiet & is_nan) | (rounded & ~is_nan), VecU16);
+}
+
+// What `value` becomes when it is stored as T and read back.
+template <class T>
+FT_INLINE Vec<Acc<T>> round_to(Vec<Acc<T>> value) {
+  return value;
+}
+template <>
+FT_INLINE VecF32 round_to<BFloat16>(VecF32 value) {
+  return widen(narrow(value));
+}
+
+// ---- loads and stores: unaligned, whole or the first n lanes -----------------------------------
+
+struct Whole {};
+struct First {
+  int64_t n;
+};
+
+FT_INLINE VecF32 load(const float* from, Whole) {
+  VecF32 value;
+  __builtin_memcpy(&value, from, sizeof(value));
+  return value;
+}
+FT_INLINE VecF64 load(const double* from, Whole) {
+  VecF64 value;
+  __builtin_memcpy(&value, from, sizeof(value));
+  return value;
+}
+FT_INLINE VecF32 load(const BFloat16* from, Whole) {
+  VecU16 bits;
+  __builtin_memcpy(&bits, from, sizeof(bits));
+  return widen(bits);
+}
+
+FT_INLINE void store(float* to, VecF32 value, Whole) { __builtin_memcpy(to, &value, sizeof(value)); }
+FT_INLINE void store(double* to, VecF64 value, Whole) {
+  __builtin_memcpy(to, &value, sizeof(value));
+}
+FT_INLINE void store(BFloat16* to, VecF32 value, Whole) {
+  const VecU16 bits = narrow(value);
+  __builtin_memcpy(to, &bits, sizeof(bits));
+}
+
+// Lanes past the n-th read as zero; memory past them is not touched.
+template <class T>
+FT_INLINE Vec<Acc<T>> load(const T* from, First first) {
+  T buffer[kLanes<Acc<T>>] = {};
+  for (int64_t i = 0; i < first.n; ++i) buffer[i] = from[i];
+  return load(buffer, Whole{});
+}
+template <class T>
+FT_INLINE void store(T* to, Vec<Acc<T>> value, First first) {
+  T buffer[kLanes<Acc<T>>];
+  store(buffer, value, Whole{});
+  for (int64_t i = 0; i < first.n; ++i) to[i] = buffer[i];
+}
+
+// ---- loops over a row ----------------------------------------------------------------------------
+
+// body(offset, lanes) for each vector of a row; `lanes` is Whole, for the last one perhaps First.
+template <class T, class Body>
+FT_INLINE void each_vector(int64_t width, Body body) {
+  int64_t i = 0;
+  for (; i + kLanes<T> <= width; i += kLanes<T>) body(i, Whole{});
+  if (i < width) body(i, First{width - i});
+}
+
+template <class T>
+FT_INLINE T sum_lanes(Vec<T> value) {
+  T lanes[kLanes<T>];
+  store(lanes, value, Whole{});
+  for (int64_t half = kLanes<T> / 2; half > 0; half /= 2)
+    for (int64_t i = 0; i < half; ++i) lanes[i] += lanes[i + half];
+  return lanes[0];
+}
+
+// The sum over a row of term(offset, lanes), always in the same order. Four running sums hide the
+// four cycles that an addition takes.
+template <class T, class Term>
+FT_INLINE T sum_over(int64_t width, Term term) {
+  constexpr int64_t step = kLanes<T>;
+  Vec<T> a{}, b{}, c{}, d{};
+  int64_t i = 0;
+  for (; i + 4 * step <= width; i += 4 * step) {
+    a += term(i, Whole{});
+    b += term(i + step, Whole{});
+    c += term(i + 2 * step, Whole{});
+    d += term(i + 3 * step, Whole{});
+  }
+  for (; i + step <= width; i += step) a += term(i, Whole{});
+  if (i < width) b += term(i, First{width - i});
+  return sum_lanes<T>((a + b) + (c + d));
+}
+
+}  // namespace FT_ISA
+}  // namespace fasttrain

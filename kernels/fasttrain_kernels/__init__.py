@@ -1,0 +1,23 @@
+"""Kernels for training language models: plain functions on tensors, usable without the trainer.
+
+    from fasttrain_kernels import rms_norm
+    y = rms_norm(x, weight)
+
+Each op has several backends (C++ for CPUs, Triton for GPUs, and plain PyTorch, the reference); the
+best one that can serve is taken. `explain()` says which and why, `use()` says otherwise, `check()`
+compares them on this device. `python -m fasttrain_kernels` prints the table. Importing this loads
+neither Triton nor the native libraries.
+"""
+
+from fasttrain_kernels.dispatch import Choice, Rejection, UnsupportedKernel, choose, explain, use
+from fasttrain_kernels.ops.rms_norm.op import rms_norm
+
+__all__ = [
+    "Choice",
+    "Rejection",
+    "UnsupportedKernel",
+    "choose",
+    "explain",
+    "rms_norm",
+    "use",
+]
