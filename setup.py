@@ -32,9 +32,8 @@ def missing_tools() -> str | None:
         return "the install was told FT_SKIP_NATIVE=1"
     if not sys.platform.startswith("linux"):
         return f"native kernels are built on Linux only, not on {sys.platform}"
-    compilers = (
-        [os.environ["CXX"].split()[0]] if os.environ.get("CXX") else ["c++", "g++", "clang++"]
-    )
+    chosen = os.environ.get("CXX", "").split()
+    compilers = chosen[:1] or ["c++", "g++", "clang++"]
     absent = [name for name in ("cmake", "ninja") if find_tool(name) is None]
     if not any(map(find_tool, compilers)):
         absent.insert(0, f"a C++ compiler ({' or '.join(compilers)})")
@@ -50,11 +49,8 @@ def compile_library(build_dir: Path, jobs: str) -> Path:
     torch_dir = Path(find_spec("torch").origin).parent
     cmake, ninja = find_tool("cmake"), find_tool("ninja")
     build_dir.mkdir(parents=True, exist_ok=True)
-    subprocess.run(
-        [cmake, "-S", ROOT, "-B", build_dir, "-G", "Ninja"]
-        + [f"-DCMAKE_MAKE_PROGRAM={ninja}", f"-DTORCH_DIR={torch_dir}"],
-        check=True,
-    )
+    options = [f"-DCMAKE_MAKE_PROGRAM={ninja}", f"-DTORCH_DIR={torch_dir}"]
+    subprocess.run([cmake, "-S", ROOT, "-B", build_dir, "-G", "Ninja", *options], check=True)
     subprocess.run([cmake, "--build", build_dir, "--parallel", jobs], check=True)
     return build_dir / f"{LIBRARY}.so"
 

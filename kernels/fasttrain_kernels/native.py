@@ -1,4 +1,4 @@
-"""Loads the native libraries, once and only when a kernel needs one, and remembers why it could not.
+"""Loads the native libraries, once, when a kernel needs one, and remembers why it could not.
 
 setup.py leaves beside this file either `_C_cpu.so` or, where it could not build one,
 `_C_cpu.missing`, a line of text that says what was missing.

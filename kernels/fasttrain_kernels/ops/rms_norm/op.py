@@ -28,7 +28,7 @@ def describe(
     residual_dtype: torch.dtype | None = None,
     style: str = "llama",
 ) -> Problem:
-    """The problem of normalising rows of `width` elements of `dtype`; weights are alike unless said."""
+    """The problem of normalising rows of `width` elements; weights are of `dtype` unless said."""
     checks.one_of("rms_norm", "style", style, reference.STYLES)
     return Problem(torch.device(device), dtype, width, weight_dtype or dtype, residual_dtype, style)
 

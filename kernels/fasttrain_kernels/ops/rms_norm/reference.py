@@ -91,7 +91,7 @@ def backward(
     needs_dx: bool,
     needs_dweight: bool,
 ) -> tuple[Tensor, Tensor]:
-    """dy, dsum, s = x (N, H), rstd (N,) -> ds (N, H), dw (H,); what isn't needed comes back empty."""
+    """dy, dsum, s = x (N, H), rstd (N,) -> ds (N, H), dw (H,); what isn't needed is empty."""
     wide = compute_dtype(x.dtype)
     normalized = x.to(wide) * rstd[:, None]
     dx, dweight = x.new_empty(0), weight.new_empty(0)
