@@ -136,7 +136,7 @@ DEFAULT_TYPES: dict[str, str] = {
     "engine": "auto",
 }
 
-# Callbacks every run has, outermost first; an entry under `callbacks:` of the same name replaces it.
+# Callbacks every run has, outermost first; an entry of that name under `callbacks:` replaces it.
 ALWAYS_CALLBACKS: tuple[str, ...] = (
     "kernel_selection",
     "nonfinite_guard",
@@ -144,3 +144,7 @@ ALWAYS_CALLBACKS: tuple[str, ...] = (
     "loss_plot",
     "console",
 )
+
+# Transforms of the model in the order that works: adapters change which modules there are, kernels
+# take their sites, checkpointing wraps the layers, and what is compiled is the result.
+TRANSFORM_ORDER: tuple[str, ...] = ("lora", "kernels", "activation_checkpoint", "compile")

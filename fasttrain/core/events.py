@@ -113,7 +113,13 @@ class Resumed:
 
 
 @dataclass(frozen=True)
-class RunEnd:
+class Result:
+    """How a run ended; what `fasttrain.run` returns."""
+
+    directory: Path
+    step: int
+    loss: float | None  # nats per supervised token, of the last logged interval
+    eval_loss: float | None  # of the last evaluation
     reason: str
     finished: bool  # the whole horizon was trained
     exit_code: int
@@ -146,7 +152,7 @@ class Callback:
     def on_evaluation_end(self, run: Run, record: EvaluationRecord) -> None: ...
     def on_checkpoint_saved(self, run: Run, record: CheckpointRecord) -> None: ...
     def on_train_end(self, run: Run, record: None) -> None: ...
-    def on_run_end(self, run: Run, record: RunEnd) -> None: ...
+    def on_run_end(self, run: Run, record: Result) -> None: ...
     def on_error(self, run: Run, record: BaseException) -> None: ...
 
     # State that a resumed run continues with.

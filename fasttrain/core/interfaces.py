@@ -485,6 +485,10 @@ class Engine(ABC):
         """A micro-batch's loss without gradient, in evaluation mode."""
 
     @abstractmethod
+    def sum_over_ranks(self, values: Tensor) -> Tensor:
+        """`values` (n,) fp64 added up over the data-parallel ranks."""
+
+    @abstractmethod
     def gathered(self, parameters: Iterable[nn.Parameter]) -> AbstractContextManager[None]:
         """Whole parameters are at hand inside this context."""
 
@@ -497,6 +501,10 @@ class Engine(ABC):
         """The inverse; a missing or surplus name is a ValueError that lists them."""
 
 
+class UnfitToSave(ValueError):  # noqa: N818  (it names a state, not a fault of the code)
+    """The weights are not finite: a checkpoint of them must not pass for a good one."""
+
+
 class Checkpoint(ABC):
     """Writes one kind of checkpoint."""
 
@@ -507,7 +515,10 @@ class Checkpoint(ABC):
 
     @abstractmethod
     def save(self, run: Run) -> Path:
-        """Write the run's present state; complete or absent. OSError when the disk refuses."""
+        """Write the run's present state; complete or absent.
+
+        OSError when the disk refuses, UnfitToSave when the weights are not finite.
+        """
 
 
 @dataclass(frozen=True)

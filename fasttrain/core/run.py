@@ -14,11 +14,16 @@ if TYPE_CHECKING:
     from fasttrain.core.interfaces import Engine, KernelPlan, LanguageModel, PreparedData
 
 
+# A block that is not created yet. Typed as present: who sees it early comes before its event.
+LATER: Any = None
+
+
 @dataclass
 class Interval:
     """Sums since the last logged step; saved, so that a resumed run logs the same lines."""
 
     loss_sum: float = 0.0
+    counted_tokens: int = 0  # supervised ones of the steps that were not skipped
     supervised_tokens: int = 0
     tokens: int = 0
     steps: int = 0
@@ -35,15 +40,17 @@ class Run:
     directory: Path
     hooks: Hooks
     run_id: str
+    resolved_config: str = ""  # every value with its origin, as config.resolved.yaml holds it
+    dry_run: bool = False  # nothing may be written under `directory`
 
     # Blocks, in the order of their creation.
-    engine: Engine | None = None
-    data: PreparedData | None = None
-    tokenizer: Any = None
-    model: LanguageModel | None = None
-    kernels: KernelPlan | None = None
-    optimizer: torch.optim.Optimizer | None = None
-    scheduler: torch.optim.lr_scheduler.LRScheduler | None = None
+    engine: Engine = LATER
+    data: PreparedData = LATER
+    tokenizer: Any = LATER
+    model: LanguageModel = LATER
+    kernels: KernelPlan = LATER
+    optimizer: torch.optim.Optimizer = LATER
+    scheduler: torch.optim.lr_scheduler.LRScheduler = LATER
 
     # Horizon and position. `step` counts finished optimizer steps; the next batch is
     # (epoch, step_in_epoch), both 0-based.
@@ -55,14 +62,22 @@ class Run:
     tokens: int = 0
     supervised_tokens: int = 0
     interval: Interval = field(default_factory=Interval)
+    last_learning_rate: float = 0.0  # of the last finished step
 
-    # Evaluation.
+    # The last logged loss, and evaluation: nats per supervised token.
+    loss: float | None = None
     eval_loss: float | None = None
+    eval_step: int | None = None  # when eval_loss was taken
     best_eval_loss: float | None = None
     best_step: int | None = None
 
     # Facts for the first screen that no block owns: one line each, as (what, choice and reason).
     notes: list[tuple[str, str]] = field(default_factory=list)
+    # Facts for the summary at the end, by label; a later one replaces an earlier one.
+    summary: dict[str, str] = field(default_factory=dict)
+
+    # How many resumable checkpoints could not be written since the last that could.
+    failed_saves: int = 0
 
     # Requests, and how the run ends.
     stop_reason: str | None = None
@@ -100,5 +115,4 @@ class Run:
     @property
     def epochs_done(self) -> float:
         """Passes over the data so far."""
-        assert self.data is not None
         return self.epoch + self.step_in_epoch / self.data.train.steps_in_epoch(self.epoch)

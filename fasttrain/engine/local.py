@@ -1,0 +1,201 @@
+"""One process, one device, plain PyTorch."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import clip_grads_with_norm_, get_total_norm
+
+from fasttrain.config.schema.engine import LocalEngineConfig
+from fasttrain.core.events import Hooks
+from fasttrain.core.interfaces import (
+    Batch,
+    Engine,
+    LanguageModel,
+    LossFunction,
+    LossSum,
+    NamedSlice,
+    StepResult,
+    Topology,
+)
+from fasttrain.runtime.precision import Precision
+
+
+class LocalEngine(Engine):
+    """Weights, gradients and optimizer state on one device; autocast where the precision is mixed."""
+
+    Config = LocalEngineConfig
+    topology = Topology()
+
+    def __init__(self, config: Any, *, precision: Precision, device: torch.device) -> None:
+        super().__init__(config, precision=precision, device=device)
+        self._model: LanguageModel | None = None
+        self._optimizer: torch.optim.Optimizer | None = None
+        self._max_grad_norm = 0.0
+        self._hooks = Hooks()
+
+    def model_init_context(self) -> AbstractContextManager[None]:
+        return nullcontext()
+
+    def attach(
+        self,
+        model: LanguageModel,
+        optimizer: torch.optim.Optimizer,
+        *,
+        max_grad_norm: float,
+        hooks: Hooks,
+    ) -> None:
+        self._model = model
+        self._optimizer = optimizer
+        self._max_grad_norm = max_grad_norm
+        self._hooks = hooks
+
+    @property
+    def model(self) -> LanguageModel:
+        assert self._model is not None, "train_step before attach"
+        return self._model
+
+    @property
+    def optimizer(self) -> torch.optim.Optimizer:
+        assert self._optimizer is not None, "train_step before attach"
+        return self._optimizer
+
+    # --- steps -----------------------------------------------------------------------------------
+
+    def train_step(self, micro_batches: Iterable[Batch], loss: LossFunction) -> StepResult:
+        micro_batches = tuple(micro_batches)
+        num_supervised = sum(batch.num_supervised for batch in micro_batches)
+        self.model.train()
+        loss_sum = torch.zeros((), dtype=torch.float32, device=self.device)
+        extras: dict[str, Tensor] = {}
+        for batch in micro_batches:
+            part = self._forward(batch.to(self.device), loss)
+            # One division by the whole step's count, so that the split into micro-batches is free.
+            self._hooks.call("backward", self._backward, part.sum / max(num_supervised, 1))
+            loss_sum += part.sum.detach()
+            for name, value in part.extras.items():
+                extras[name] = extras.get(name, 0) + value.detach()
+        grad_norm = self._clip()
+        skipped = ~(torch.isfinite(grad_norm) & torch.isfinite(loss_sum))
+        self._hooks.call("optimizer_step", self._optimizer_step, skipped)
+        self.optimizer.zero_grad(set_to_none=True)
+        return StepResult(
+            loss_sum=loss_sum,
+            num_supervised=num_supervised,
+            num_tokens=sum(batch.num_tokens for batch in micro_batches),
+            grad_norm=grad_norm,
+            skipped=skipped,
+            extras=extras,
+        )
+
+    def eval_forward(self, batch: Batch, loss: LossFunction) -> LossSum:
+        self.model.eval()
+        with torch.no_grad():
+            return self._forward(batch.to(self.device), loss)
+
+    def _forward(self, batch: Batch, loss: LossFunction) -> LossSum:
+        with self._autocast():
+            part = loss(batch)
+        if part.count != batch.num_supervised:
+            raise ValueError(
+                f"the loss counted {part.count} tokens where the batch has {batch.num_supervised} "
+                "supervised ones. LossSum.count must be batch.num_supervised: a step's loss is "
+                "divided by their number, which is known before the forward pass."
+            )
+        return part
+
+    def _autocast(self) -> AbstractContextManager[Any]:
+        if self.precision.autocast is None:
+            return nullcontext()
+        return torch.autocast(self.device.type, dtype=self.precision.autocast)
+
+    def _backward(self, loss: Tensor) -> None:
+        # A micro-batch with nothing supervised may give a constant zero, which has no graph.
+        if loss.requires_grad:
+            loss.backward()
+
+    def _clip(self) -> Tensor:
+        parameters = [p for p in self.model.parameters() if p.grad is not None]
+        if not parameters:
+            return torch.zeros((), device=self.device)
+        norm = get_total_norm([p.grad for p in parameters if p.grad is not None])
+        if self._max_grad_norm > 0:
+            clip_grads_with_norm_(parameters, self._max_grad_norm, norm)
+        return norm
+
+    def _optimizer_step(self, skip: Tensor) -> None:
+        """Step unless `skip`. torch's fused optimizers decide on the device; others need a sync."""
+        if self.optimizer.defaults.get("fused"):
+            self.optimizer.grad_scale = None  # type: ignore[attr-defined]
+            self.optimizer.found_inf = skip.to(torch.float32)  # type: ignore[attr-defined]
+            self.optimizer.step()
+        elif not skip.item():
+            self.optimizer.step()
+
+    # --- state -----------------------------------------------------------------------------------
+
+    def sum_over_ranks(self, values: Tensor) -> Tensor:
+        return values
+
+    def gathered(self, parameters: Iterable[nn.Parameter]) -> AbstractContextManager[None]:
+        return nullcontext()
+
+    def state_slices(self) -> Iterator[NamedSlice]:
+        for name, tensor in self._trained_tensors().items():
+            yield NamedSlice("model", name, tensor.detach(), tuple(tensor.shape))
+        for name, parameter in self.model.named_parameters():
+            for key, value in self.optimizer.state.get(parameter, {}).items():
+                yield NamedSlice("optimizer", f"{name}/{key}", value, tuple(value.shape))
+
+    def load_slices(self, slices: Iterable[NamedSlice]) -> None:
+        by_kind: dict[str, dict[str, Tensor]] = {"model": {}, "optimizer": {}}
+        for part in slices:
+            assert part.tensor.shape == torch.Size(part.global_shape), f"{part.name} is a fragment"
+            by_kind[part.kind][part.name] = part.tensor
+        self._load_model(by_kind["model"])
+        self._load_optimizer(by_kind["optimizer"])
+
+    def _trained_tensors(self) -> dict[str, Tensor]:
+        """Trainable parameters and persistent buffers; frozen weights come from `model:` again."""
+        trained = {n: p for n, p in self.model.named_parameters() if p.requires_grad}
+        persistent = self.model.state_dict()
+        buffers = {n: b for n, b in self.model.named_buffers() if n in persistent}
+        return {**trained, **buffers}
+
+    def _load_model(self, saved: dict[str, Tensor]) -> None:
+        present = self._trained_tensors()
+        _require_same_names(set(saved), set(present), "model")
+        with torch.no_grad():
+            for name, tensor in present.items():
+                if tensor.shape != saved[name].shape:
+                    raise ValueError(
+                        f"{name} is {tuple(tensor.shape)} in the model "
+                        f"and {tuple(saved[name].shape)} in the checkpoint"
+                    )
+                tensor.copy_(saved[name])
+
+    def _load_optimizer(self, saved: dict[str, Tensor]) -> None:
+        parameters = dict(self.model.named_parameters())
+        stepped = {p for group in self.optimizer.param_groups for p in group["params"]}
+        expected = {name for name, parameter in parameters.items() if parameter in stepped}
+        _require_same_names({key.rpartition("/")[0] for key in saved}, expected, "optimizer")
+        step_on_device = self.optimizer.defaults.get("fused") or self.optimizer.defaults.get(
+            "capturable"
+        )
+        for key, value in saved.items():
+            name, _, state_name = key.rpartition("/")
+            parameter = parameters[name]
+            on_device = value.dim() > 0 or step_on_device
+            state = self.optimizer.state[parameter]
+            state[state_name] = value.clone().to(parameter.device if on_device else "cpu")
+
+
+def _require_same_names(saved: set[str], present: set[str], what: str) -> None:
+    if missing := sorted(present - saved):
+        raise ValueError(f"the checkpoint lacks {what} state of: {', '.join(missing)}")
+    if surplus := sorted(saved - present):
+        raise ValueError(f"the checkpoint has {what} state of unknown: {', '.join(surplus)}")
