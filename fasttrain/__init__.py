@@ -20,8 +20,8 @@ def run(
 ) -> Result:
     """Train as a config says, as `fasttrain run` does.
 
-    `source` is a YAML file or the config as a mapping; `overrides` are `key.path=value` strings or a
-    mapping of key paths. `callbacks` are added after the config's. Raises
+    `source` is a YAML file or the config as a mapping; `overrides` are `key.path=value` strings or
+    a mapping of key paths. `callbacks` are added after the config's. Raises
     `fasttrain.config.errors.UserError` with every problem found.
     """
     from fasttrain.config.load import load

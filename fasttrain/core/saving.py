@@ -16,7 +16,7 @@ log = logging.getLogger("fasttrain")
 
 
 class Saver:
-    """The run's checkpoints. A save that fails is told, training goes on, and the next one is tried."""
+    """The run's checkpoints. A failed save is told, training goes on, and the next one is tried."""
 
     def __init__(self, run: Run, checkpoints: Iterable[Checkpoint]) -> None:
         self.run = run

@@ -26,7 +26,7 @@ from fasttrain.runtime.precision import Precision
 
 
 class LocalEngine(Engine):
-    """Weights, gradients and optimizer state on one device; autocast where the precision is mixed."""
+    """Weights, gradients and optimizer state on one device; autocast where precision is mixed."""
 
     Config = LocalEngineConfig
     topology = Topology()
