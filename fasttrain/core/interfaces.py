@@ -333,7 +333,7 @@ class TokenizerFactory(ABC):
 
 
 class LanguageModel(nn.Module, ABC):
-    """Body, head and loss in one module, so that hooks, autocast and adapters apply to all of it."""
+    """Body, head and loss in one module: hooks, autocast and adapters apply to all of it."""
 
     @abstractmethod
     def token_losses(self, batch: Batch, *, reduction: Literal["sum", "none"] = "sum") -> Tensor:
