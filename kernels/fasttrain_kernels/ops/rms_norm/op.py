@@ -133,7 +133,7 @@ class _RmsNorm(torch.autograd.Function):
         residual: Tensor | None,
         style: str,
         backend: str,
-    ) -> tuple[Tensor, Tensor]:
+    ) -> Tensor | tuple[Tensor, Tensor]:
         y, total, rstd = torch.ops.fasttrain.rms_norm_forward(
             x, weight, eps, residual, style, backend
         )
@@ -141,11 +141,13 @@ class _RmsNorm(torch.autograd.Function):
         ctx.style, ctx.backend = style, backend
         ctx.dtypes = (x.dtype, None if residual is None else residual.dtype)
         ctx.set_materialize_grads(False)
-        return y, total
+        return y if residual is None else (y, total)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, dy: Tensor | None, dsum: Tensor | None) -> tuple[Tensor | None, ...]:
+    def backward(
+        ctx: Any, dy: Tensor | None, dsum: Tensor | None = None
+    ) -> tuple[Tensor | None, ...]:
         x, weight, rstd = ctx.saved_tensors
         needs_dx = ctx.needs_input_grad[0] or ctx.needs_input_grad[3]
         needs_dweight = ctx.needs_input_grad[1]
@@ -207,5 +209,7 @@ def rms_norm(
     """
     checks.one_of("rms_norm", "style", style, reference.STYLES)
     _check(x, weight, residual)
-    y, total = _RmsNorm.apply(x, weight, eps, residual, style, backend)
-    return y if residual is None else (y, total)
+    result: Tensor | tuple[Tensor, Tensor] = _RmsNorm.apply(
+        x, weight, eps, residual, style, backend
+    )
+    return result

@@ -3,9 +3,10 @@
 # mypy: disable-error-code="no-untyped-def"
 """RMS normalisation in Triton, for CUDA devices from compute capability 8.0.
 
-A fixed number of programs walk over tiles of whole rows. In the backward pass each keeps its share
-of dw in registers and writes it once, so that no atomics are needed (the result is bitwise
-repeatable on one device) and the partial sums are a few MB, however many rows there are.
+A fixed number of programs walk over tiles of whole rows, loading one tile while they work on the
+other. In the backward pass each keeps its share of dw in registers and writes it once, so that no
+atomics are needed (the result is bitwise repeatable on one device) and the partial sums are a few
+MB, however many rows there are.
 """
 
 import functools
@@ -19,9 +20,9 @@ from fasttrain_kernels.checks import short
 from fasttrain_kernels.ops.rms_norm import reference
 from fasttrain_kernels.ops.rms_norm.reference import Problem
 
-# The backward pass holds a row of n, of g and of dw in registers: 3 * 32 floats per thread at this
-# width and 16 warps, of the 128 registers there are.
-MAX_WIDTH = 16384
+# The backward pass holds a row of n, of g and of dw in registers: at this width and 16 warps 3 * 16
+# floats a thread, of 128 registers. Twice the width spills, and would want a second kernel.
+MAX_WIDTH = 8192
 INTERPRETED_PROGRAMS = 3  # the interpreter takes about 2 ms per program; more than one is a test
 
 
@@ -45,7 +46,9 @@ def forward_kernel(
 ):
     column = tl.arange(0, BLOCK_WIDTH)[None, :]
     weight = tl.load(weight_ptr + column, mask=column < width, other=0.0).to(tl.float32) + OFFSET
-    for tile in tl.range(tl.program_id(0), tl.cdiv(rows, BLOCK_ROWS), tl.num_programs(0)):
+    for tile in tl.range(
+        tl.program_id(0), tl.cdiv(rows, BLOCK_ROWS), tl.num_programs(0), num_stages=2
+    ):
         row = tl.cast(tile, tl.int64) * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)[:, None]
         inside = (row < rows) & (column < width)
         value = tl.load(x_ptr + row * x_stride + column, mask=inside, other=0.0)
@@ -82,7 +85,9 @@ def backward_kernel(
     column = tl.arange(0, BLOCK_WIDTH)[None, :]
     weight = tl.load(weight_ptr + column, mask=column < width, other=0.0).to(tl.float32) + OFFSET
     share = tl.zeros((BLOCK_ROWS, BLOCK_WIDTH), dtype=tl.float32)
-    for tile in tl.range(tl.program_id(0), tl.cdiv(rows, BLOCK_ROWS), tl.num_programs(0)):
+    for tile in tl.range(
+        tl.program_id(0), tl.cdiv(rows, BLOCK_ROWS), tl.num_programs(0), num_stages=2
+    ):
         row = tl.cast(tile, tl.int64) * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)[:, None]
         inside = (row < rows) & (column < width)
         at = row * width + column
@@ -128,21 +133,22 @@ def _capability(device: torch.device) -> tuple[int, int]:
 
 @functools.cache
 def block_shape(width: int) -> tuple[int, int, int]:
-    """Rows and columns of a tile, and the warps that share it: 16 elements a thread up to 8192."""
+    """Rows and columns of a tile, and the warps that share it: 8 elements a thread up to 4096."""
     block_width = triton.next_power_of_2(width)
-    block_rows = max(1, 2048 // block_width)
-    return block_rows, block_width, min(16, max(4, block_rows * block_width // 512))
+    block_rows = max(1, 1024 // block_width)
+    return block_rows, block_width, min(16, block_rows * block_width // 256)
 
 
 @functools.cache
 def _resident_programs(device: torch.device, warps: int) -> int:
-    """How many programs run at once: 32 warps on each multiprocessor."""
+    """How many programs run at once: 32 warps a multiprocessor, at 64 registers a thread."""
     if device.type != "cuda":
         return INTERPRETED_PROGRAMS
     return torch.cuda.get_device_properties(device).multi_processor_count * (32 // warps)
 
 
-def _grid(x: Tensor, block_rows: int, warps: int) -> tuple[int]:
+def _grid(x: Tensor) -> tuple[int]:
+    block_rows, _, warps = block_shape(x.shape[1])
     return (min(-(-x.shape[0] // block_rows), _resident_programs(x.device, warps)),)
 
 
@@ -157,11 +163,11 @@ def forward(
     y = x.new_empty(x.shape, dtype=y_dtype)
     total = x.new_empty(0 if residual is None else x.shape, dtype=total_dtype)
     rstd = x.new_empty(rows, dtype=torch.float32)
-    block_rows, block_width, warps = block_shape(width)
     if rows == 0:
         return y, total, rstd
+    block_rows, block_width, warps = block_shape(width)
     with torch.cuda.device_of(x):
-        forward_kernel[_grid(x, block_rows, warps)](
+        forward_kernel[_grid(x)](
             x,
             residual,
             weight.contiguous(),
@@ -194,10 +200,10 @@ def backward(
 ) -> tuple[Tensor, Tensor]:
     """As reference.backward."""
     rows, width = x.shape
-    block_rows, block_width, warps = block_shape(width)
     dx = x.new_empty(x.shape if needs_dx else 0)
-    grid = _grid(x, block_rows, warps)
+    grid = _grid(x)
     partials = rstd.new_empty(grid[0] if needs_dweight else 0, width)
+    block_rows, block_width, warps = block_shape(width)
     if rows > 0:
         with torch.cuda.device_of(x):
             backward_kernel[grid](
