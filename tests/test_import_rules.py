@@ -6,7 +6,10 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-BLOCKS = ["trainers", "tokenizer", "data", "model", "optimizer", "scheduler", "checkpoint", "callbacks", "engine"]
+BLOCKS = (
+    *("trainers", "tokenizer", "data", "model", "optimizer", "scheduler"),
+    *("checkpoint", "callbacks", "engine"),
+)
 # Vendors, and the only places that know them.
 VENDORS = {
     "transformers": ("fasttrain.model", "fasttrain.tokenizer"),
