@@ -7,9 +7,9 @@ documents lie one after the other in one row of T tokens, and `cu_seqlens` says 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
 
@@ -59,20 +59,13 @@ class Batch:
         """The same batch with its tensors on `device`; asynchronous from pinned memory."""
         if self.input_ids.device == device:
             return self
-        return Batch(
-            *(
-                getattr(self, name).to(device, non_blocking=True)
-                for name in (
-                    "input_ids",
-                    "labels",
-                    "position_ids",
-                    "cu_seqlens",
-                    "supervised_index",
-                )
-            ),
-            layout=self.layout,
-            num_supervised=self.num_supervised,
-            sources=self.sources,
+        return replace(
+            self,
+            input_ids=self.input_ids.to(device, non_blocking=True),
+            labels=self.labels.to(device, non_blocking=True),
+            position_ids=self.position_ids.to(device, non_blocking=True),
+            cu_seqlens=self.cu_seqlens.to(device, non_blocking=True),
+            supervised_index=self.supervised_index.to(device, non_blocking=True),
         )
 
 
@@ -231,7 +224,7 @@ class TrainingData(ABC):
         """Optimizer steps of epoch `epoch` (0-based)."""
 
     @abstractmethod
-    def stream(self, epoch: int, step_in_epoch: int) -> Iterator[StepBatch]:
+    def stream(self, epoch: int, step_in_epoch: int) -> Generator[StepBatch, None, None]:
         """This rank's step batches from a position on, without end; reached in O(1)."""
 
     @abstractmethod

@@ -6,6 +6,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from fasttrain.core import run_state
+
 if TYPE_CHECKING:
     import torch
 
@@ -116,3 +118,11 @@ class Run:
     def epochs_done(self) -> float:
         """Passes over the data so far."""
         return self.epoch + self.step_in_epoch / self.data.train.steps_in_epoch(self.epoch)
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a checkpoint keeps of the run beside tensors, as JSON (core/run_state.py)."""
+        return run_state.state_dict(self)
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """The inverse, for a run whose blocks are built."""
+        run_state.load_state_dict(self, state)

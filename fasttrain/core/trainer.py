@@ -6,7 +6,7 @@ import itertools
 import os
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from contextlib import closing
 from typing import Any, ClassVar
 
@@ -63,7 +63,7 @@ class Trainer(ABC):
         run = self.run
         run.hooks.emit("step_start", StepStart(run.step + 1, batch))
         result = run.engine.train_step(batch.micro_batches, self._wrapped_loss)
-        run.last_learning_rate = run.scheduler.get_last_lr()[0]
+        run.last_learning_rate = float(run.scheduler.get_last_lr()[0])
         run.scheduler.step()
         self._advance(batch)
         self.meter.add(result)
@@ -101,7 +101,7 @@ class Trainer(ABC):
         loss: LossSum = self.run.hooks.call("loss", self.loss, self.run.model, batch)
         return loss
 
-    def _batches(self) -> Iterator[StepBatch]:
+    def _batches(self) -> Generator[StepBatch, None, None]:
         run = self.run
         if not run.config.overfit_first_batch:
             return run.data.train.stream(run.epoch, run.step_in_epoch)
