@@ -1,0 +1,97 @@
+"""Rows written to a temporary Arrow file and read back memory-mapped, so that data need no memory."""
+
+from __future__ import annotations
+
+import hashlib
+import tempfile
+from collections.abc import Iterable
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import pyarrow as pa
+from datasets import Dataset
+
+# A record batch ends at whichever comes first: Arrow's string columns hold 2 GiB in one batch, and
+# readers decode a batch at a time.
+BATCH_ROWS = 1000
+BATCH_CHARACTERS = 16 * 2**20
+
+_directory: tempfile.TemporaryDirectory[str] | None = None
+_written = 0
+
+
+def temporary_directory() -> Path:
+    """One directory per process, under TMPDIR, deleted when the process ends."""
+    global _directory
+    if _directory is None:
+        _directory = tempfile.TemporaryDirectory(prefix="fasttrain-rows-")
+    return Path(_directory.name)
+
+
+class ArrowFile:
+    """Collects record batches of one schema; `dataset()` closes the file and maps it.
+
+    The dataset's fingerprint is a digest of what was written, so that it is the same in every process.
+    """
+
+    def __init__(self, schema: pa.Schema) -> None:
+        global _written
+        _written += 1
+        self.schema = schema
+        self.path = temporary_directory() / f"{_written:06d}.arrow"
+        self.rows = 0
+        self._digest = hashlib.blake2b(str(schema).encode(), digest_size=16)
+        self._sink = pa.OSFile(str(self.path), "wb")
+        self._writer = pa.ipc.new_stream(self._sink, schema)
+
+    def __enter__(self) -> ArrowFile:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._close()
+        if error is not None:
+            self.path.unlink(missing_ok=True)
+
+    def write(self, batch: pa.RecordBatch) -> None:
+        """Append a batch of this file's schema."""
+        self._writer.write_batch(batch)
+        self.rows += batch.num_rows
+        for column in batch.columns:
+            for buffer in column.buffers():
+                if buffer is not None:
+                    self._digest.update(buffer)
+
+    def write_columns(self, columns: Iterable[list[Any]]) -> None:
+        """Append a batch given as one list of values per column, in the schema's order."""
+        arrays = [
+            pa.array(values, type=field.type)
+            for values, field in zip(columns, self.schema, strict=True)
+        ]
+        self.write(pa.record_batch(arrays, schema=self.schema))
+
+    def dataset(self) -> Dataset:
+        """Close the file and map it."""
+        self._close()
+        mapped = Dataset.from_file(str(self.path))
+        mapped._fingerprint = self._digest.hexdigest()
+        return mapped
+
+    def _close(self) -> None:
+        if not self._sink.closed:
+            self._writer.close()
+            self._sink.close()
+
+
+def discard(dataset: Dataset) -> None:
+    """Delete the temporary files behind a dataset that is no longer needed; others are left alone."""
+    own = temporary_directory()
+    for file in dataset.cache_files:
+        path = Path(file["filename"])
+        if path.parent == own:
+            path.unlink(missing_ok=True)

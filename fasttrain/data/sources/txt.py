@@ -1,0 +1,48 @@
+"""Plain text, cut into passages between paragraphs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from fasttrain.data.sources.rows import RawRow
+from fasttrain.data.sources.text_lines import TextLines, shown
+
+# About 500 tokens of English: short enough that nothing is lost to max_length, and that there are
+# passages to hold out; long enough to hold a context. Packing puts several into one row of a batch.
+PASSAGE_CHARACTERS = 2048
+
+
+def read_txt(path: Path) -> Iterator[RawRow]:
+    """Passages of whole paragraphs, each at most PASSAGE_CHARACTERS long where lines allow it.
+
+    Paragraphs end at blank lines. One that is longer than a passage is cut between its lines; a single
+    longer line stays whole. Joined in order, the passages are the text, blank lines between them aside.
+    """
+    lines = TextLines(path)
+    name = shown(path)
+    passage: list[str] = []
+    size, begin, last_blank = 0, 1, 0
+    for text in lines:
+        trouble = lines.take_trouble()
+        if trouble is not None:
+            yield trouble
+            continue
+        line = text.rstrip("\r\n") + "\n"
+        if size + len(line) > PASSAGE_CHARACTERS and passage:
+            cut = last_blank or len(passage)
+            yield from _row(passage[:cut], f"{name}:{begin}")
+            begin += cut
+            passage = passage[cut:]
+            size, last_blank = sum(map(len, passage)), 0
+        passage.append(line)
+        size += len(line)
+        if line.isspace():
+            last_blank = len(passage)
+    yield from _row(passage, f"{name}:{begin}")
+
+
+def _row(lines: list[str], origin: str) -> Iterator[RawRow]:
+    text = "".join(lines).strip("\n")
+    if text.strip():
+        yield RawRow(origin, {"text": text})
