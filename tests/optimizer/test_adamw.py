@@ -1,0 +1,93 @@
+"""AdamW against its formula, and what its state looks like to a checkpoint."""
+
+import pytest
+import torch
+from torch import nn
+
+from fasttrain.config.schema.optimizer import AdamWConfig
+from fasttrain.core.interfaces import KernelPlan, ParameterGroup
+from fasttrain.core.parameter_groups import parameter_groups
+from fasttrain.optimizer.adamw import AdamWFactory, refuses_fused
+from fasttrain.runtime.precision import choose_precision
+
+FP32 = choose_precision("fp32", torch.device("cpu"))
+
+
+def build(model, **options):
+    config = AdamWConfig(**options)
+    groups = parameter_groups(
+        model, learning_rate=config.learning_rate, weight_decay=config.weight_decay
+    )
+    return AdamWFactory(config).build(groups, plan=KernelPlan(), precision=FP32)
+
+
+def small_model(dtype=torch.float32):
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(5, 7), nn.LayerNorm(7), nn.Linear(7, 3)).to(dtype)
+
+
+def test_steps_follow_the_formula():
+    model = small_model(torch.float64)
+    lr, decay, (beta1, beta2), eps = 1e-2, 0.1, (0.8, 0.95), 1e-6
+    optimizer = build(model, learning_rate=lr, weight_decay=decay, betas=(beta1, beta2), eps=eps)
+    expected = {name: p.detach().clone() for name, p in model.named_parameters()}
+    first = {name: torch.zeros_like(p) for name, p in expected.items()}
+    second = {name: torch.zeros_like(p) for name, p in expected.items()}
+    for step in range(1, 6):
+        for name, parameter in model.named_parameters():
+            parameter.grad = torch.randn_like(parameter)
+            p, g = expected[name], parameter.grad
+            if p.dim() == 2:
+                p *= 1 - lr * decay
+            first[name] = beta1 * first[name] + (1 - beta1) * g
+            second[name] = beta2 * second[name] + (1 - beta2) * g * g
+            mean = first[name] / (1 - beta1**step)
+            root = (second[name] / (1 - beta2**step)).sqrt()
+            p -= lr * mean / (root + eps)
+        optimizer.step()
+    for name, parameter in model.named_parameters():
+        torch.testing.assert_close(parameter.detach(), expected[name], rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_fused_step_serves_and_its_state_can_be_saved_by_name(dtype):
+    model = small_model(dtype)
+    optimizer = build(model)
+    assert all(group["fused"] and not group["foreach"] for group in optimizer.param_groups)
+    for parameter in model.parameters():
+        parameter.grad = torch.ones_like(parameter)
+    optimizer.step()
+    for parameter in model.parameters():
+        state = optimizer.state[parameter]
+        assert set(state) == {"step", "exp_avg", "exp_avg_sq"}
+        assert state["step"].shape == ()
+        assert state["exp_avg"].shape == state["exp_avg_sq"].shape == parameter.shape
+
+
+def test_groups_keep_their_names_and_decay():
+    model = small_model()
+    optimizer = build(model, learning_rate=3e-4, weight_decay=0.1)
+    decayed, others = optimizer.param_groups
+    assert (decayed["name"], decayed["weight_decay"], decayed["lr"]) == ("decayed", 0.1, 3e-4)
+    assert (others["name"], others["weight_decay"]) == ("not decayed", 0.0)
+    assert decayed["param_names"] == ["0.weight", "2.weight"]
+
+
+def test_a_device_without_a_fused_step_is_served_by_lists():
+    parameter = nn.Parameter(torch.empty(2, 2, device="meta"))
+    group = ParameterGroup("decayed", ("head.weight",), (parameter,), 0.1, 1e-3)
+    assert refuses_fused([group]) == "head.weight is on meta, which has no fused step"
+    optimizer = AdamWFactory(AdamWConfig()).build([group], plan=KernelPlan(), precision=FP32)
+    assert optimizer.param_groups[0]["foreach"] and not optimizer.param_groups[0]["fused"]
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_the_fused_step_serves_on_a_gpu():
+    model = small_model().cuda()
+    optimizer = build(model)
+    assert all(group["fused"] for group in optimizer.param_groups)
+    for parameter in model.parameters():
+        parameter.grad = torch.ones_like(parameter)
+    optimizer.step()
+    assert {state["step"].device.type for state in optimizer.state.values()} == {"cuda"}
