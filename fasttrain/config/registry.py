@@ -18,12 +18,21 @@ def resolve(path: str) -> Any:
 
 
 class Registry:
-    """Components of one kind by name. A built-in's config resolves without its component."""
+    """Components of one kind by name. A built-in's config resolves without its component.
 
-    def __init__(self, kind: str) -> None:
+    Wherever a name is taken, `module:Class` names a class of yours that nobody registered.
+    """
+
+    def __init__(self, kind: str, section: str) -> None:
         self.kind = kind
+        self._section = section
         self._built_in = {name: entry for (k, name), entry in BUILT_INS.items() if k == kind}
         self._registered: dict[str, type] = {}
+
+    @property
+    def section(self) -> type:
+        """The section that every component's Config derives from."""
+        return resolve(self._section)  # type: ignore[no-any-return]
 
     def register(self, name: str) -> Callable[[C], C]:
         """Class decorator. A taken name is a ValueError that says who has it."""
@@ -32,20 +41,24 @@ class Registry:
             if name in self._built_in:
                 raise ValueError(f"{self.kind} '{name}' is a built-in; choose another name.")
             owner = self._registered.get(name)
-            # The same file imported twice (two runs in one process) registers the same class again.
-            if owner is not None and owner.__qualname__ != component.__qualname__:
+            # A module executed twice registers the same class again.
+            if owner is not None and _identity(owner) != _identity(component):
                 raise ValueError(
                     f"{self.kind} '{name}' is taken by {owner.__module__}.{owner.__qualname__}."
                 )
-            if not isinstance(getattr(component, "Config", None), type):
-                raise ValueError(
-                    f"{self.kind} '{name}': {component.__qualname__} needs a class attribute Config, "
-                    f"its typed section."
-                )
+            self._config_of(component)
             self._registered[name] = component
             return component
 
         return decorate
+
+    def forget(self, module_prefix: str) -> None:
+        """Drop what modules whose name begins so have registered."""
+        self._registered = {
+            name: component
+            for name, component in self._registered.items()
+            if not component.__module__.startswith(module_prefix)
+        }
 
     def names(self) -> list[str]:
         """Every known name, sorted."""
@@ -54,33 +67,53 @@ class Registry:
     def config(self, name: str) -> type:
         """The typed section of `name`; KeyError lists the known names."""
         if name in self._registered:
-            config: type = self._registered[name].Config  # type: ignore[attr-defined]
-            return config
+            return self._config_of(self._registered[name])
+        if ":" in name:
+            return self._config_of(resolve(name))
         return resolve(self._entry(name).config)  # type: ignore[no-any-return]
 
     def component(self, name: str) -> Any:
         """The class of `name`; KeyError lists the known names."""
         if name in self._registered:
             return self._registered[name]
-        return resolve(self._entry(name).component)
+        return resolve(name if ":" in name else self._entry(name).component)
 
     def _entry(self, name: str) -> Any:
         if name not in self._built_in:
             raise KeyError(f"no {self.kind} '{name}'. There are: {', '.join(self.names())}.")
         return self._built_in[name]
 
+    def _config_of(self, component: Any) -> type:
+        """A class's Config; one without has the options that all of its kind have."""
+        config = getattr(component, "Config", None)
+        section = self.section
+        if config is None:
+            return section
+        if not (isinstance(config, type) and issubclass(config, section)):
+            raise ValueError(
+                f"{component.__qualname__}.Config must derive from "
+                f"{section.__module__}.{section.__qualname__}."
+            )
+        return config
 
-TRAINERS = Registry("trainer")
-MODELS = Registry("model")
-TRANSFORMS = Registry("transform")
-TOKENIZERS = Registry("tokenizer")
-DATA = Registry("data")
-SOURCES = Registry("source")
-OPTIMIZERS = Registry("optimizer")
-SCHEDULERS = Registry("scheduler")
-CHECKPOINTS = Registry("checkpoint")
-ENGINES = Registry("engine")
-CALLBACKS = Registry("callback")
+
+def _identity(component: type) -> tuple[str, str]:
+    return component.__module__, component.__qualname__
+
+
+_SCHEMA = "fasttrain.config.schema"
+
+TRAINERS = Registry("trainer", f"{_SCHEMA}.trainer:TrainerSection")
+MODELS = Registry("model", f"{_SCHEMA}.model:ModelSection")
+TRANSFORMS = Registry("transform", f"{_SCHEMA}.model:TransformSection")
+TOKENIZERS = Registry("tokenizer", f"{_SCHEMA}.tokenizer:TokenizerSection")
+DATA = Registry("data", f"{_SCHEMA}.data:DataSection")
+SOURCES = Registry("source", f"{_SCHEMA}.data:SourceSection")
+OPTIMIZERS = Registry("optimizer", f"{_SCHEMA}.optimizer:OptimizerSection")
+SCHEDULERS = Registry("scheduler", f"{_SCHEMA}.scheduler:SchedulerSection")
+CHECKPOINTS = Registry("checkpoint", f"{_SCHEMA}.checkpoint:CheckpointSection")
+ENGINES = Registry("engine", f"{_SCHEMA}.engine:EngineSection")
+CALLBACKS = Registry("callback", f"{_SCHEMA}.callback:CallbackSection")
 
 REGISTRIES: dict[str, Registry] = {
     registry.kind: registry

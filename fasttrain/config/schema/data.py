@@ -86,9 +86,7 @@ class DataSection(ComponentSection):
     )
     """Paths, hub names or mappings with a `type`. A string that names an existing path is a file
     source; one that names a registered source is that source; else it is a dataset on the hub."""
-    eval_sources: Annotated[
-        tuple[SourceSection, ...], BeforeValidator(_sources_as_tuple)
-    ] = ()
+    eval_sources: Annotated[tuple[SourceSection, ...], BeforeValidator(_sources_as_tuple)] = ()
     """Sources held out for evaluation. Excludes `eval_split`."""
     eval_split: Fraction = 0.0
     """Share of the rows held out for evaluation, drawn with the run's seed. Rows that belong together
