@@ -69,7 +69,7 @@ def run(
             resolved_config=directory.resolved_config,
             dry_run=dry_run,
             engine=engine,
-            notes=list(loaded.notes),
+            notes=config_notes(loaded),
         )
         hooks.bind(state)
         try:
@@ -276,6 +276,15 @@ def restore(run: Run, checkpoints: Iterable[Checkpoint], directory: RunDirectory
         cut_metrics(run.directory / "metrics.jsonl", run.step)
     record = Resumed(run.step, directory.resume_from, directory.skipped)
     run.hooks.emit("resumed", record)
+
+
+def config_notes(loaded: LoadedConfig) -> list[tuple[str, str]]:
+    """What the reading of the config has to say: imports, aliases, and what is worth knowing."""
+    return [
+        *(("import", str(imported)) for imported in loaded.imports),
+        *(("config", str(alias)) for alias in loaded.aliases_used),
+        *(("config", note) for note in loaded.notes),
+    ]
 
 
 def engine_notes(engine: Engine) -> list[tuple[str, str]]:
