@@ -7,9 +7,10 @@ counterpart, it is an error; so is a name that means something fasttrain does in
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
+from fasttrain.components import TRANSFORM_ORDER
 from fasttrain.config.errors import Problem
 from fasttrain.config.explain import shown
 from fasttrain.config.schema.root import DEFAULT_CHECKPOINTS
@@ -24,8 +25,6 @@ from fasttrain.config.tree import (
     key_text,
     parse_key,
 )
-
-TRANSFORM_ORDER = ("lora", "activation_checkpoint", "compile")
 
 # alias → key; `[x]` is the entry of type x, made where it is missing
 RENAMED: dict[str, str] = {
@@ -118,7 +117,7 @@ ELSEWHERE: dict[str, str] = {
         (("adam_beta1", "adam_beta2"), "Write `optimizer.betas: [0.9, 0.999]`."),
         (
             ("dataset_config", "dataset_train_split", "dataset_text_field"),
-            "Write it into the source: `data.sources: [{name_or_path, config_name, split, columns}]`.",
+            "Write it into the source: `{name_or_path, config_name, split, columns}`.",
         ),
         (("fp16",), "fp16 needs loss scaling, which is not offered. Use `precision: bf16-mixed`."),
         (("load_in_4bit", "load_in_8bit"), "Quantised base models are not offered."),
@@ -315,7 +314,7 @@ def _value(node: Node) -> Any:
 
 
 def _shown(key: str, value: Any) -> str:
-    if isinstance(value, (Node, dict)) or isinstance(value, list):
+    if isinstance(value, (Node, dict, list)):
         return f"'{key}'"
     text = str(value).lower() if isinstance(value, bool) else value
     return f"'{key}: {text}'"
@@ -371,8 +370,3 @@ def alias_of(path: KeyPath) -> str | None:
     """The alias that a key path spells, if it is one."""
     text = key_text(path)
     return text if text in ALIASES or text in ELSEWHERE else None
-
-
-def unraw(node: Node) -> Node:
-    """The node without its text, for a value whose type is settled."""
-    return replace(node, raw=None)

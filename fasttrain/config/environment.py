@@ -1,4 +1,4 @@
-"""Values from the environment, where a config asks for them: `${env:NAME}`, `${env:NAME:-default}`."""
+"""Values from the environment where a config asks: `${env:NAME}`, `${env:NAME:-default}`."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from fasttrain.config.yaml_reader import resolve_scalar
 
 _REFERENCE = re.compile(r"\$\{([^{}]*)\}")
 _VARIABLE = re.compile(r"env:([A-Za-z_][A-Za-z0-9_]*)(:-.*)?", re.DOTALL)
+_FORMS = "${env:NAME} or ${env:NAME:-default}"
 _SECRET = re.compile("TOKEN|KEY|SECRET|PASSWORD", re.IGNORECASE)
 
 

@@ -1,4 +1,4 @@
-"""`imports:` modules and files of the user, executed once per config, so that their components register."""
+"""`imports:` the user's modules and files, executed once per config: their components register."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from fasttrain.config.errors import Problem
 from fasttrain.config.registry import REGISTRIES
 from fasttrain.config.tree import Node, key_text
 
-# Files get a module name of their own: nothing is put on sys.path, and no installed module is shadowed.
+# Files get a module name of their own: nothing goes on sys.path, no installed module is shadowed.
 FILE_MODULES = "fasttrain_imported_"
 
 
@@ -38,8 +38,8 @@ def is_file_import(name: str) -> bool:
 def run_imports(nodes: list[tuple[Node, str]], problems: list[Problem]) -> list[Imported]:
     """Import each of (node, directory it is relative to), in order.
 
-    Components that files of an earlier config registered in this process are forgotten first: a config
-    sees what it would see in a process of its own.
+    Components that files of an earlier config registered in this process are forgotten first: a
+    config sees what it would see in a process of its own.
     """
     for registry in REGISTRIES.values():
         registry.forget(FILE_MODULES)
@@ -98,8 +98,7 @@ def _import_file(path: str) -> ModuleType:
 def _failure(name: str, error: Exception) -> str:
     """The error with the user's own line."""
     last = traceback.extract_tb(error.__traceback__)[-1]
-    lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__)]
-    place = f"{os.path.basename(last.filename)}:{lines[-1]}"
+    place = f"{os.path.basename(last.filename)}:{last.lineno}"
     if isinstance(error, SyntaxError) and error.filename:
         place = f"{os.path.basename(error.filename)}:{error.lineno}"
     text = str(error.msg if isinstance(error, SyntaxError) else error).split("\n")[0]

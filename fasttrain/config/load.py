@@ -1,4 +1,4 @@
-"""A config from YAML, or from Python, to a checked `TrainConfig`. Nothing else of a run begins before."""
+"""A config from YAML, or from Python, to a checked `TrainConfig`: the first step of every run."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class LoadedConfig:
     masked: Mapping[str, str] = field(default_factory=dict)  # key → what is shown of a secret
     aliases_used: tuple[AliasUse, ...] = ()
     imports: tuple[Imported, ...] = ()
-    notes: tuple[str, ...] = ()  # what is legal and worth saying
+    notes: tuple[tuple[str, str], ...] = ()  # (what, choice and reason): legal and worth saying
 
     @property
     def name(self) -> str:
@@ -48,9 +48,9 @@ def load(
 ) -> LoadedConfig:
     """Read, combine and check a config.
 
-    `source` is a YAML file or a mapping of the same shape; `overrides` are `key.path=value` texts, or a
-    mapping of key paths to values. An override replaces what stands at its key. Touches no device and no
-    network, and writes nothing. Raises UserError with every problem found, in file order.
+    `source` is a YAML file or a mapping of the same shape; `overrides` are `key.path=value` texts,
+    or a mapping of key paths to values. An override replaces what stands at its key. Touches no
+    device and no network, and writes nothing. Raises UserError with every problem, in file order.
     """
     environ = os.environ if environ is None else environ
     problems: list[Problem] = []
@@ -134,7 +134,7 @@ def _apply(
     normalise(root)
 
 
-# ------------------------------------------------------------------------------------ where and what
+# --- where and what ------------------------------------------------------------------------------
 
 
 def _origins(node: Node, path: tuple[str | int, ...] = ()) -> dict[str, Origin]:

@@ -1,4 +1,4 @@
-"""Short forms into full ones: `optimizer: adamw`, `model: DIR`, `callbacks: [samples]`, `sources: [a.jsonl]`."""
+"""Short forms into full ones: `optimizer: adamw`, `model: DIR`, `callbacks: [samples]`."""
 
 from __future__ import annotations
 
@@ -100,7 +100,7 @@ def _source_type(text: str) -> tuple[str, str]:
 
 
 def looks_like_path(text: str) -> bool:
-    """Whether text that names nothing on disk was meant to: a glob, a data suffix, `/`, `./`, `~`."""
+    """Whether text that names nothing on disk was meant to: a glob, a data suffix, `./`, `~`."""
     stem = text.removesuffix(".gz")
     return (
         text.startswith(("/", "./", "../", "~"))

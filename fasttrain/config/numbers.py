@@ -1,4 +1,4 @@
-"""Numbers as people write them: `8k`, `1.25K`, `1e6`, `2^20`, `4Ki`, `50%`. Exact decimal arithmetic."""
+"""Numbers as people write them: `8k`, `1e6`, `2^20`, `4Ki`, `50%`. Exact decimal arithmetic."""
 
 from __future__ import annotations
 

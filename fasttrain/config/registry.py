@@ -1,12 +1,15 @@
-"""One table per kind of building block: built-ins from fasttrain/components.py, and yours by decorator."""
+"""One table per kind of building block: built-ins by components.py, and yours by decorator."""
 
 from __future__ import annotations
 
 import importlib
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from fasttrain.components import BUILT_INS
+
+if TYPE_CHECKING:
+    from fasttrain.config.schema.base import ComponentSection
 
 C = TypeVar("C", bound=type)
 
@@ -30,9 +33,10 @@ class Registry:
         self._registered: dict[str, type] = {}
 
     @property
-    def section(self) -> type:
+    def section(self) -> type[ComponentSection]:
         """The section that every component's Config derives from."""
-        return resolve(self._section)  # type: ignore[no-any-return]
+        section: type[ComponentSection] = resolve(self._section)
+        return section
 
     def register(self, name: str) -> Callable[[C], C]:
         """Class decorator. A taken name is a ValueError that says who has it."""
@@ -64,13 +68,14 @@ class Registry:
         """Every known name, sorted."""
         return sorted({*self._built_in, *self._registered})
 
-    def config(self, name: str) -> type:
+    def config(self, name: str) -> type[ComponentSection]:
         """The typed section of `name`; KeyError lists the known names."""
         if name in self._registered:
             return self._config_of(self._registered[name])
         if ":" in name:
             return self._config_of(resolve(name))
-        return resolve(self._entry(name).config)  # type: ignore[no-any-return]
+        config: type[ComponentSection] = resolve(self._entry(name).config)
+        return config
 
     def component(self, name: str) -> Any:
         """The class of `name`; KeyError lists the known names."""
@@ -83,7 +88,7 @@ class Registry:
             raise KeyError(f"no {self.kind} '{name}'. There are: {', '.join(self.names())}.")
         return self._built_in[name]
 
-    def _config_of(self, component: Any) -> type:
+    def _config_of(self, component: Any) -> type[ComponentSection]:
         """A class's Config; one without has the options that all of its kind have."""
         config = getattr(component, "Config", None)
         section = self.section

@@ -1,4 +1,5 @@
 from __future__ import annotations
+
 from fasttrain.config.errors import Problem
 from fasttrain.config.schema.root import TrainConfig
 
@@ -7,5 +8,5 @@ def check(config: TrainConfig, *, name: str, problems: list[Problem]) -> list[Pr
     return []
 
 
-def notes(config: TrainConfig) -> list[str]:
+def notes(config: TrainConfig) -> list[tuple[str, str]]:
     return []

@@ -40,7 +40,7 @@ def build_config(root: Node, problems: list[Problem]) -> TrainConfig:
 
 
 class _Builder:
-    """Builds from the leaves up, so that every section is checked whatever is wrong with the others."""
+    """Builds from the leaves up: every section is checked, whatever is wrong with the others."""
 
     def __init__(self, root: Node, problems: list[Problem]) -> None:
         self._root = root
@@ -128,7 +128,8 @@ class _Builder:
         """The class of a type's section, or None after a report."""
         node = nearest(self._root, path)
         if ":" not in name and name not in kind.names():
-            what = f"unknown {kind.kind} type (got '{name}', expected one of: {', '.join(kind.names())})."
+            names = ", ".join(kind.names())
+            what = f"unknown {kind.kind} type (got '{name}', expected one of: {names})."
             close = suggestion(name, kind.names())
             self._report(node, path, what, close if close.startswith("Did") else "")
             return None
@@ -140,7 +141,7 @@ class _Builder:
             self._report(node, path, what.replace("..", "."))
             return None
 
-    # ------------------------------------------------------------------------------------- validation
+    # --- validation ------------------------------------------------------------------------------
 
     def _validated(self, config: type[BaseModel], values: dict[str, Any], path: KeyPath) -> Any:
         """The section; where it has problems, one whose wrong values are replaced by defaults."""

@@ -112,7 +112,7 @@ def depth(node: Node) -> int:
     return max((1 + depth(part) for _, part in node.children()), default=0)
 
 
-# ------------------------------------------------------------------------------------------ key paths
+# --- key paths -----------------------------------------------------------------------------------
 
 
 def key_text(path: Sequence[Step]) -> str:

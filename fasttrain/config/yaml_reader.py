@@ -1,7 +1,8 @@
 """YAML into a tree of nodes that know their line. Nothing is ever constructed from a tag.
 
-The scalars are those of YAML 1.2: `1e-5` is a number, `on`, `yes` and `no` are text. PyYAML's parser
-gives the events; everything after that is ours, so that depth, anchors and keys are checked while reading.
+The scalars are those of YAML 1.2: `1e-5` is a number, `on`, `yes` and `no` are text. PyYAML's
+parser gives the events; everything after that is ours, so that depth, anchors and keys are checked
+while reading.
 """
 
 from __future__ import annotations
@@ -86,14 +87,14 @@ def _error(where: str, what: str, hint: str = "") -> UserError:
     return UserError(Problem(what, where=where, hint=hint))
 
 
-# -------------------------------------------------------------------------------------------- parsing
+# --- parsing -------------------------------------------------------------------------------------
 
 
 def parse(text: str, origin_at: OriginAt, problems: list[Problem]) -> Node:
     """The tree of one YAML document.
 
-    Duplicate and non-text keys, tags and merge keys are added to `problems`; what cannot be read at all
-    is a UserError.
+    Duplicate and non-text keys, tags and merge keys are added to `problems`; what cannot be read at
+    all is a UserError.
     """
     builder = _TreeBuilder(text, origin_at, problems)
     try:
@@ -147,7 +148,7 @@ class _TreeBuilder:
     def _node(self, event: Any, path: KeyPath) -> Node:
         origin = self._origin(event)
         if isinstance(event, yaml.AliasEvent):
-            return self._unfolded(event.anchor, origin, path)
+            return self._unfolded(str(event.anchor), origin, path)
         self._spend(1, len(path), origin)
         if event.anchor is not None:
             self._anchors[event.anchor] = None
@@ -220,7 +221,7 @@ class _TreeBuilder:
 
 
 def resolve_scalar(text: str) -> Any:
-    """The value of an unquoted scalar under YAML 1.2's core schema, without octal and hexadecimal."""
+    """The value of an unquoted scalar under YAML 1.2's core schema; octal and the like are text."""
     if text in _NULL:
         return None
     if text in _BOOLEANS:

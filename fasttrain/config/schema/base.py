@@ -12,7 +12,7 @@ MAX_INT = 2**31 - 1
 
 
 class Section(BaseModel):
-    """A frozen part of the config. Unknown keys are errors; the docstring under a field is its help."""
+    """A frozen part of the config. Unknown keys are errors; a field's docstring is its help."""
 
     model_config = ConfigDict(
         extra="forbid",
@@ -25,7 +25,7 @@ class Section(BaseModel):
 
 
 class ComponentSection(Section):
-    """A section that chooses a component: `type` names it, the rest are that component's options."""
+    """A section that chooses a component: `type` names it, the rest are the component's options."""
 
     type: str
     """Registered name of the component, or `module:Class` of your own."""

@@ -21,7 +21,7 @@ class ConsoleConfig(CallbackSection):
 
     type: Literal["console"] = "console"
     style: Literal["auto", "rich", "plain"] = "auto"
-    """`rich` redraws one line, `plain` prints a line per logged step. `auto`: rich on a terminal."""
+    """`rich` redraws one line, `plain` prints one per logged step. `auto`: rich on a terminal."""
 
 
 class MetricsFileConfig(CallbackSection):

@@ -89,8 +89,8 @@ class DataSection(ComponentSection):
     eval_sources: Annotated[tuple[SourceSection, ...], BeforeValidator(_sources_as_tuple)] = ()
     """Sources held out for evaluation. Excludes `eval_split`."""
     eval_split: Fraction = 0.0
-    """Share of the rows held out for evaluation, drawn with the run's seed. Rows that belong together
-    (a source may group them: one module, one conversation tree) are held out together."""
+    """Share of the rows held out for evaluation, drawn with the run's seed. Rows that belong
+    together (a source may group them: one module, one conversation tree) are held out together."""
     max_samples: PositiveInt | None = None
     """Use at most this many rows in all, drawn with the run's seed."""
     max_length: PositiveInt | None = None

@@ -16,7 +16,7 @@ from fasttrain.config.schema.base import (
 
 
 class TransformSection(ComponentSection):
-    """One change made to the loaded model. The order is fixed: lora, activation_checkpoint, compile."""
+    """One change to the loaded model. The order is fixed: lora, activation_checkpoint, compile."""
 
 
 class LoraConfig(TransformSection):

@@ -67,14 +67,14 @@ class TrainConfig(Section):
     logging: LoggingConfig = Field(default_factory=LoggingConfig)
     """What is printed and written."""
     callbacks: tuple[CallbackSection, ...] = ()
-    """Further callbacks; console, metrics file, loss plot, kernel selection and the non-finite guard
-    are always there, and an entry here with their name sets their options."""
+    """Further callbacks; console, metrics file, loss plot, kernel selection and the non-finite
+    guard are always there, and an entry here with their name sets their options."""
     epochs: PositiveFloat | None = None
     """Passes over the data. With max_steps: whichever ends first. Neither: one epoch."""
     max_steps: PositiveInt | None = None
     """Optimizer steps in all."""
     stop_after: PositiveInt | None = None
-    """Stop after this many steps of this process; the schedule is not shortened. A later start goes on."""
+    """Stop after this many steps of this process; the schedule stays. A later start goes on."""
     micro_batch_size: PositiveInt = 1
     """Packs (rows, when unpacked) in one forward pass."""
     gradient_accumulation_steps: PositiveInt | None = None
@@ -84,13 +84,13 @@ class TrainConfig(Section):
     max_grad_norm: NonNegativeFloat = 1.0
     """Gradients are scaled down to this 2-norm. 0: never."""
     precision: Literal["auto", "fp32", "bf16-mixed", "bf16"] = "auto"
-    """`bf16-mixed`: fp32 weights, bf16 arithmetic. `auto`: that where the GPU has bf16, else fp32."""
+    """`bf16-mixed`: fp32 weights, bf16 arithmetic. `auto`: so where the GPU has bf16, else fp32."""
     seed: NonNegativeInt = 42
     """Seed of the weights, the data order and dropout."""
     output_dir: str | None = None
     """Run directory. Default: `runs/<name of the config file>`."""
     resume: str = "auto"
-    """`auto`: go on with an unfinished run in output_dir; `never`: start anew; or a checkpoint's path."""
+    """`auto`: go on with an unfinished run in output_dir; `never`: start anew; or a checkpoint path."""
     overfit_first_batch: bool = False
     """Train on the first batch again and again: the loss must fall towards 0."""
     kill_file: str | None = None

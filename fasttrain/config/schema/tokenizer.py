@@ -26,7 +26,7 @@ class HuggingFaceTokenizerConfig(TokenizerSection):
 
 
 class TrainedTokenizerConfig(TokenizerSection):
-    """A byte-level BPE tokenizer trained on the run's own training text, for models from scratch."""
+    """A byte-level BPE tokenizer trained on the run's training text, for models from scratch."""
 
     type: Literal["trained"] = "trained"
     vocab_size: PositiveInt = 8192
