@@ -69,10 +69,10 @@ def exit_code(arguments: list[str], *, debug: bool = False) -> int:
     except UsageError as error:
         # Without any argument the help was printed, and there is no message.
         if message := error.format_message():  # type: ignore[attr-defined]
-            report("error", f"{message} Try `fasttrain --help`.")
+            stop = "" if message.endswith((".", "?")) else "."
+            report("error", f"{message}{stop} Try `fasttrain --help`.")
         return USER_MISTAKE
     except (KeyboardInterrupt, typer.Abort):
-        report("interrupted", "nothing was running that could be saved.")
         return INTERRUPTED
     except BrokenPipeError:
         # The reader (`| head`) left. Python would complain once more when it flushes at exit.
