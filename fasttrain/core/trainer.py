@@ -49,9 +49,9 @@ class Trainer(ABC):
         """Train to the horizon, or until someone asks for a stop."""
         run = self.run
         run.hooks.emit("train_start")
+        self.meter.start()
         if run.step == 0 and run.config.eval.at_start:
             self.evaluate()
-        self.meter.start()
         with closing(self._batches()) as batches:
             while not run.finished and run.stop_reason is None:
                 self.step(next(batches))
@@ -81,13 +81,13 @@ class Trainer(ABC):
         run = self.run
         with self.meter.paused():
             record: EvaluationRecord = run.hooks.call("evaluate", self._evaluate)
-        run.evaluation_requested = False
-        run.eval_loss, run.eval_step = record.loss, record.step
-        if record.is_best:
-            run.best_eval_loss, run.best_step = record.loss, record.step
-            if run.config.eval.save_best:
-                run.request_checkpoint()
-        run.hooks.emit("evaluation_end", record)
+            run.evaluation_requested = False
+            run.eval_loss, run.eval_step = record.loss, record.step
+            if record.is_best:
+                run.best_eval_loss, run.best_step = record.loss, record.step
+                if run.config.eval.save_best:
+                    run.request_checkpoint()
+            run.hooks.emit("evaluation_end", record)
         return record
 
     def _save(self, save: Callable[[], None]) -> None:
