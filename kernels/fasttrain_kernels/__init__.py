@@ -9,13 +9,24 @@ compares them on this device. `python -m fasttrain_kernels` prints the table. Im
 neither Triton nor the native libraries.
 """
 
-from fasttrain_kernels.dispatch import Choice, Rejection, UnsupportedKernel, choose, explain, use
+from fasttrain_kernels.dispatch import (
+    Checked,
+    Choice,
+    Rejection,
+    UnsupportedKernel,
+    check,
+    choose,
+    explain,
+    use,
+)
 from fasttrain_kernels.ops.rms_norm.op import rms_norm
 
 __all__ = [
+    "Checked",
     "Choice",
     "Rejection",
     "UnsupportedKernel",
+    "check",
     "choose",
     "explain",
     "rms_norm",

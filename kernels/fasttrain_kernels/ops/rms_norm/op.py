@@ -9,7 +9,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from fasttrain_kernels import checks
 from fasttrain_kernels.dispatch import AUTO, Candidate, Op
@@ -40,6 +39,7 @@ RMS_NORM = Op(
         Candidate("cpu", f"{FOLDER}.cpu_kernel", devices=("cpu",)),
     ),
     reference=f"{FOLDER}.reference",
+    self_test=f"{FOLDER}.self_test",
     describe=describe,
     example={"width": 4096},
 )
@@ -144,10 +144,11 @@ class _RmsNorm(torch.autograd.Function):
         return y if residual is None else (y, total)
 
     @staticmethod
-    @once_differentiable
     def backward(
         ctx: Any, dy: Tensor | None, dsum: Tensor | None = None
     ) -> tuple[Tensor | None, ...]:
+        if torch.is_grad_enabled() and not torch.compiler.is_compiling():
+            raise RuntimeError("rms_norm is differentiable once: create_graph=True is not served")
         x, weight, rstd = ctx.saved_tensors
         needs_dx = ctx.needs_input_grad[0] or ctx.needs_input_grad[3]
         needs_dweight = ctx.needs_input_grad[1]
@@ -209,7 +210,10 @@ def rms_norm(
     """
     checks.one_of("rms_norm", "style", style, reference.STYLES)
     _check(x, weight, residual)
+    # A float that two calls share (a default, a config's value) is one symbol under
+    # torch.compile(dynamic=True), and Dynamo (2.13) can't hand one symbol to a second autograd
+    # function: the sum is a new one.
     result: Tensor | tuple[Tensor, Tensor] = _RmsNorm.apply(
-        x, weight, eps, residual, style, backend
+        x, weight, eps + 0.0, residual, style, backend
     )
     return result

@@ -116,6 +116,8 @@ def unsupported(problem: Problem) -> str | None:
         # Under TRITON_INTERPRET=1, Triton's own switch, kernels run on CPU tensors.
         if isinstance(forward_kernel, triton.JITFunction):
             return f"runs on CUDA devices; the tensors are on {problem.device.type}"
+    elif not torch.cuda.is_available():
+        return "this process sees no CUDA device"
     elif (capability := _capability(problem.device)) < (8, 0):
         return f"needs compute capability 8.0; this device has {'.'.join(map(str, capability))}"
     dtypes = (problem.dtype, problem.weight_dtype, problem.residual_dtype)

@@ -1,0 +1,75 @@
+"""The shape of the package: what importing it loads, and names that would shadow other packages."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+
+
+def in_a_fresh_process(code, cwd=ROOT):
+    environment = {**os.environ, "PYTHONPATH": str(ROOT / "kernels")}
+    child = subprocess.run(
+        [sys.executable, "-c", code],
+        env=environment,
+        cwd=cwd,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert child.returncode == 0, child.stderr
+    return child.stdout.strip()
+
+
+def test_importing_it_loads_neither_triton_nor_the_native_library_nor_the_trainer():
+    loaded = in_a_fresh_process(
+        "import sys, fasttrain_kernels, torch; "
+        "print([m for m in ('triton', 'transformers', 'fasttrain') if m in sys.modules], "
+        "hasattr(torch.ops.fasttrain_native, 'cpu_isa'))"
+    )
+    assert loaded == "[] False"
+
+
+def test_a_call_on_the_cpu_does_not_load_triton():
+    loaded = in_a_fresh_process(
+        "import sys, torch; from fasttrain_kernels import rms_norm; "
+        "rms_norm(torch.ones(2, 4), torch.ones(4)); print('triton' in sys.modules)"
+    )
+    assert loaded == "False"
+
+
+def tracked(pattern):
+    skipped = {".venv", ".git", "build", "node_modules"}
+    return [p for p in ROOT.rglob(pattern) if not skipped & set(p.relative_to(ROOT).parts)]
+
+
+def test_no_folder_called_kernels_is_a_package():
+    """Hugging Face's package `kernels` is imported unguarded by transformers: ours would win."""
+    assert [p for p in tracked("__init__.py") if p.parent.name == "kernels"] == []
+
+
+@pytest.mark.parametrize("folder", ["tests", "bench"])
+def test_no_package_in_tests_and_bench(folder):
+    assert list((ROOT / folder).rglob("__init__.py")) == []
+
+
+def test_no_file_shadows_triton_or_torch():
+    assert tracked("triton.py") + tracked("torch.py") == []
+
+
+def test_transformers_still_loads_from_the_checkouts_root():
+    pytest.importorskip("transformers")
+    assert in_a_fresh_process("import transformers.modeling_utils; print('ok')") == "ok"
+
+
+def test_every_op_has_the_same_files():
+    ops = ROOT / "kernels" / "fasttrain_kernels" / "ops"
+    for folder in (p for p in ops.iterdir() if p.is_dir() and p.name != "__pycache__"):
+        names = {path.name for path in folder.glob("*.py")}
+        assert names >= {"__init__.py", "reference.py", "op.py", "self_test.py"}, folder
+        allowed = {"cpu_kernel.py", "triton_kernel.py", "cuda_kernel.py"}
+        assert names - allowed == {"__init__.py", "reference.py", "op.py", "self_test.py"}, folder
+        assert (folder / "__init__.py").read_text() == ""
