@@ -1,4 +1,4 @@
-"""Rows written to a temporary Arrow file and read back memory-mapped, so that data need no memory."""
+"""Rows written to a temporary Arrow file and mapped, so that large data need no memory."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def temporary_directory() -> Path:
 class ArrowFile:
     """Collects record batches of one schema; `dataset()` closes the file and maps it.
 
-    The dataset's fingerprint is a digest of what was written, so that it is the same in every process.
+    The dataset's fingerprint is a digest of what was written: the same in every process.
     """
 
     def __init__(self, schema: pa.Schema) -> None:
@@ -89,7 +89,7 @@ class ArrowFile:
 
 
 def discard(dataset: Dataset) -> None:
-    """Delete the temporary files behind a dataset that is no longer needed; others are left alone."""
+    """Delete our temporary files behind a dataset that is no longer needed."""
     own = temporary_directory()
     for file in dataset.cache_files:
         path = Path(file["filename"])

@@ -68,7 +68,7 @@ class Sample:
         return bool(values) and all(isinstance(value, str) for value in values)
 
     def is_messages(self, column: str) -> bool:
-        """Most values are lists of messages; or JSON texts, where the column's name says what they are.
+        """Most values are lists of messages, or JSON texts where the column's name says so.
 
         Most, not all: one bad row must be named as such, not make the format unrecognisable.
         """

@@ -1,4 +1,4 @@
-"""The one internal form of a chat: messages in order, each with a role, content and what is learnt."""
+"""The one internal form of a chat: messages in order, each with its role and content."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ class Message:
     """One turn.
 
     `content` is None only where an assistant turn carries `tool_calls`: a tuple of
-    `{"type": "function", "function": {"name": str, "arguments": dict}}`, with an `id` where it had one.
-    `reasoning` is what an assistant thought before it answered. `train` says whether the turn is
-    supervised; None leaves it to the method.
+    `{"type": "function", "function": {"name": str, "arguments": dict}}`, with an `id` where it had
+    one. `reasoning` is what an assistant thought before it answered. `train` says whether the turn
+    is supervised; None leaves it to the method.
     """
 
     role: str

@@ -25,8 +25,8 @@ def convert_conversation(
 ) -> Conversation:
     """The conversation of a row; RowError where it is malformed or teaches nothing.
 
-    `columns` maps roles to columns: `messages`, or `prompt` and `response` with `input` and `history`;
-    either with `system`.
+    `columns` maps roles to columns: `messages`, or `prompt` and `response` with `input` and
+    `history`; either with `system`.
     """
     if "messages" in columns:
         messages = read_messages(row.get(columns["messages"]), columns["messages"])

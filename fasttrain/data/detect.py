@@ -162,7 +162,7 @@ def _system(sample: Sample, roles: Mapping[str, str]) -> dict[str, str]:
     return {}
 
 
-# ------------------------------------------------------------------------------------ what users read
+# ---------------------------------------------------------------------------------- what users read
 
 
 def _format_name(sample: Sample, roles: Mapping[str, str]) -> str:
@@ -224,7 +224,7 @@ def _preference(sample: Sample) -> UserError:
         roles = {"text": chosen}
     return UserError(
         Problem(
-            f"the rows are preference pairs ({chosen}, {rejected}), which this method does not take.",
+            f"the rows are preference pairs ({chosen}, {rejected}), not single answers.",
             key=sample.key,
             hint=f"To learn the chosen answers alone, add under this source: {_as_yaml(roles)}.",
         )

@@ -15,8 +15,10 @@ if TYPE_CHECKING:
 
 
 def draw_rows(sources: list[LoadedSource], *, total: int | None, seed: int) -> None:
-    """Choose rows of each source up to its max_samples, then up to `total` of all of them. Rows keep
-    their order; each source's `drawn` says which they are."""
+    """Choose rows of each source up to its max_samples, then up to `total` of all of them.
+
+    Rows keep their order; each source's `drawn` says which they are.
+    """
     chosen = []
     for source in sources:
         rows = np.arange(len(source.rows))
@@ -39,7 +41,7 @@ def _draw(rows: np.ndarray, count: int | None, seed: str) -> np.ndarray:
 
 
 def hold_out(rows: Dataset, share: float, seed: int) -> tuple[Dataset, Dataset]:
-    """(training, held-out) rows. Whole groups are held out; rows of no group that read the same are one.
+    """(training, held-out) rows. Whole groups are held out; equal rows of no group are one group.
 
     Groups are taken in the order of a seeded hash while that brings the held-out rows nearer to
     `share` of all. At least one group stands on either side.

@@ -1,4 +1,4 @@
-"""Sources → rows in one form: read, detected, checked, drawn and divided into training and held-out."""
+"""Sources → rows in one form: read, detected, checked, drawn, and some held out."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ from fasttrain.data.normalise import LoadedSource, normalise
 class Rows(LoadedData):
     """Rows that are read and understood, not yet tokenised.
 
-    Columns of both datasets, all text: `kind` ("conversation" or "text"), `messages` (JSON of a list of
-    messages, "" for text), `text` ("" for conversations), `source`, `group` ("" where a row belongs to
-    none), `origin` (such as "train.jsonl:17").
+    Columns of both datasets, all text: `kind` ("conversation" or "text"), `messages` (JSON of a
+    list of messages, "" for text), `text` ("" for conversations), `source`, `group` ("" where a row
+    belongs to none), `origin` (such as "train.jsonl:17").
     """
 
     train: Dataset
@@ -47,8 +47,8 @@ class Rows(LoadedData):
 def load_rows(section: DataSection, *, examples: Examples, seed: int, hooks: Hooks) -> Rows:
     """Read every source through the hook `load_source`, and turn its rows into one form.
 
-    All is done before any model is built. UserError where a source cannot be read, its format is not
-    clear, a row is malformed (unless `invalid: drop`), or one side of the split would be empty.
+    All is done before any model is built. UserError where a source cannot be read, its format is
+    not clear, a row is malformed (unless `invalid: drop`), or one side of the split would be empty.
     """
     if section.eval_split and section.eval_sources:
         raise UserError(Problem("excludes eval_sources; give one.", key="data.eval_split"))

@@ -77,9 +77,10 @@ def _from_text(value: str, field: str) -> Any:
     try:
         return json.loads(value)
     except json.JSONDecodeError as error:
-        hint = "; a Python list was printed into the cell, write it with json.dumps"
-        detail = f"({error.msg} at column {error.colno}{hint if value.startswith('[{' + chr(39)) else ''})"
-        raise RowError("messages are no JSON", field, detail) from error
+        detail = f"({error.msg} at column {error.colno})"
+        if value.lstrip().startswith("[{'"):
+            detail = "(a Python list was printed here; write it with json.dumps)"
+        raise RowError("invalid JSON", field, detail) from error
 
 
 def read_message(value: Any, field: str) -> Message:
@@ -90,7 +91,7 @@ def read_message(value: Any, field: str) -> Message:
     calls = _tool_calls(value.get("tool_calls"), f"{field}.tool_calls")
     content = _content(value, field)
     if said == "function_call" and content is not None:
-        calls, content = _tool_calls([_call_from_text(content, field)], field), None
+        calls, content = _tool_calls([_from_text(content, field)], field), None
     if content is None and calls is None:
         raise RowError("message without content", field, f"(role {role})")
     return Message(
@@ -157,7 +158,7 @@ def _tool_calls(value: Any, field: str) -> tuple[dict[str, Any], ...] | None:
 
 
 def _tool_call(value: Any, field: str) -> dict[str, Any]:
-    """`{"type": "function", "function": {name, arguments}}` from that or from `{name, arguments}`."""
+    """`{"type": "function", "function": {name, arguments}}`, from that or `{name, arguments}`."""
     if not isinstance(value, dict):
         raise RowError("wrong type", field, f"({kind_of(value)}; expected an object)")
     function = value.get("function") or value
@@ -174,17 +175,13 @@ def _tool_call(value: Any, field: str) -> dict[str, Any]:
     return {"id": value["id"], **call} if isinstance(value.get("id"), str) else call
 
 
-def _call_from_text(content: str, field: str) -> Any:
-    return _from_text(content, field)
-
-
 def _text(value: dict[str, Any], keys: tuple[str, ...], field: str) -> str | None:
     key = next((key for key in keys if value.get(key) is not None), None)
     if key is None:
         return None
     if not isinstance(value[key], str):
         raise RowError("wrong type", f"{field}.{key}", f"({kind_of(value[key])}; expected text)")
-    return value[key]  # type: ignore[no-any-return]
+    return str(value[key])
 
 
 def _train(value: dict[str, Any], field: str) -> bool | None:

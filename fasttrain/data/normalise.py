@@ -41,7 +41,7 @@ class LoadedSource:
 
 @dataclass(frozen=True)
 class NormalSource:
-    """A source's drawn rows with NORMAL_COLUMNS, what they are, and what became of each of its rows."""
+    """A source's drawn rows with NORMAL_COLUMNS, and what became of each of its rows."""
 
     rows: Dataset
     kind: str
@@ -49,7 +49,7 @@ class NormalSource:
 
 
 def normalise(source: LoadedSource, section: DataSection, examples: Examples) -> NormalSource:
-    """Convert the drawn rows. UserError where no format fits, or a row is bad and `invalid: error`."""
+    """Convert the drawn rows. UserError where no format fits, or a row is refused."""
     drawn = source.rows.select(source.drawn)
     detected = _detect(source, drawn, examples)
     supervise = "all" if section.train_on_prompts else examples.supervise
@@ -103,8 +103,11 @@ def _rows(
 
 
 def _plain(rows: Dataset, columns: list[str]) -> Iterator[dict[str, Any]]:
-    """Rows as Python objects. Arrow gives each object in a column the fields of all; those that a row
-    did not have come back as nulls and are taken out again. Columns kept as JSON have no such nulls."""
+    """Rows as Python objects.
+
+    Arrow gives each object in a column the fields of all: those that a row did not have come back
+    as nulls, and are taken out again. Columns kept as JSON have no such nulls.
+    """
     selected = rows.with_format(None).select_columns(columns)
     nested = [name for name in columns if isinstance(rows.features[name], (dict, list, List))]
     for batch in selected.iter(BATCH_ROWS):

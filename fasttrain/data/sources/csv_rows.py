@@ -16,7 +16,7 @@ FIELD_CHARACTERS = 2**31 - 1
 
 
 def read_csv(path: Path) -> Iterator[RawRow]:
-    """One row per record; all values are text. A record of another width is a row with a problem."""
+    """One row per record; all values are text. One of another width is a row with a problem."""
     csv.field_size_limit(FIELD_CHARACTERS)
     lines = TextLines(path)
     name = shown(path)

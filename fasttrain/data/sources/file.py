@@ -15,7 +15,7 @@ from fasttrain.data.sources.csv_rows import read_csv
 from fasttrain.data.sources.json_rows import read_json
 from fasttrain.data.sources.jsonl import read_jsonl
 from fasttrain.data.sources.parquet import read_parquet
-from fasttrain.data.sources.paths import file_format, find_files
+from fasttrain.data.sources.paths import find_files
 from fasttrain.data.sources.rows import RawRow, write_rows
 from fasttrain.data.sources.text_lines import shown
 from fasttrain.data.sources.txt import read_txt
@@ -36,11 +36,10 @@ class FileSource(Source):
     def load(self) -> Dataset:
         """The rows as they stand in the files, in order of file names.
 
-        UserError for a file that is missing, empty, damaged or of another format than its suffix says.
-        A row that cannot be read becomes a row with `_problem`.
+        UserError for a file that is missing, empty, damaged or of another format than its suffix
+        says. A row that cannot be read becomes a row with `_problem`.
         """
-        paths = find_files(self.config.path)
-        kind = file_format(paths[0])
+        paths, kind = find_files(self.config.path)
         for path in paths:
             refuse_other_content(path, kind)
         if kind == ".parquet":

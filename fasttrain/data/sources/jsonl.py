@@ -39,7 +39,7 @@ def parse_row(text: str, origin: str) -> RawRow:
 
 
 def checked_row(values: Any, text: str, origin: str) -> RawRow:
-    """A row must be an object, and its strings must be text. `text` is the JSON it was read from."""
+    """A row must be an object, and its strings must be text. `text` is the JSON it was."""
     if not isinstance(values, dict):
         problem = RowProblem("not a JSON object", f"but {describe(values)}")
         return RawRow(origin, None, problem)

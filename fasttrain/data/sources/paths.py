@@ -22,8 +22,8 @@ def file_format(path: Path) -> str | None:
     return suffix if suffix in FORMATS else None
 
 
-def find_files(text: str) -> list[Path]:
-    """The files, sorted; all of one format. UserError where there are none."""
+def find_files(text: str) -> tuple[list[Path], str]:
+    """The files, sorted, and their one format. UserError where there are none."""
     path = Path(text).expanduser()
     if path.is_dir():
         found = _in_directory(path)
@@ -45,8 +45,7 @@ def find_files(text: str) -> list[Path]:
                     hint=f"Read are {_SUPPORTED}.",
                 )
             )
-    _refuse_mixture(found, text)
-    return found
+    return found, _one_format(found, text)
 
 
 def _in_directory(path: Path) -> list[Path]:
@@ -69,7 +68,7 @@ def _in_directory(path: Path) -> list[Path]:
     return found
 
 
-def _refuse_mixture(files: list[Path], text: str) -> None:
+def _one_format(files: list[Path], text: str) -> str:
     formats = Counter(str(file_format(file)) for file in files)
     if len(formats) > 1:
         counts = ", ".join(f"{count} {suffix}" for suffix, count in sorted(formats.items()))
@@ -81,6 +80,7 @@ def _refuse_mixture(files: list[Path], text: str) -> None:
                 hint=f"Name one format: {place}/*{formats.most_common(1)[0][0]}.",
             )
         )
+    return next(iter(formats))
 
 
 def _similar(path: Path) -> str:

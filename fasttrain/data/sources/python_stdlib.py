@@ -26,8 +26,22 @@ from fasttrain.data.sources import GROUP, ORIGIN
 
 # No part of the library that people use, or a second copy of another part's text.
 EXCLUDED = frozenset(
-    ("test", "tests", "idlelib", "lib2to3", "turtledemo", "ensurepip", "pydoc_data", "ntpath")
-    + ("antigravity", "this", "__pycache__", "__phello__", "site-packages", "dist-packages")
+    [
+        "test",
+        "tests",
+        "idlelib",
+        "lib2to3",
+        "turtledemo",
+        "ensurepip",
+        "pydoc_data",
+        "ntpath",
+        "antigravity",
+        "this",
+        "__pycache__",
+        "__phello__",
+        "site-packages",
+        "dist-packages",
+    ]
 )
 # Modules that are imported under another name than their file's.
 PUBLIC_NAMES = {"posixpath": "os.path"}

@@ -32,8 +32,8 @@ class RawRow(NamedTuple):
     problem: RowProblem | None = None
 
 
-# What a column's values have in common. Lists, objects and mixtures are kept as JSON, so that no two
-# rows have to agree on the fields inside them: Arrow would fill those that a row lacks with nulls.
+# What a column's values have in common. Lists, objects and mixtures are kept as JSON, so that no
+# two rows have to agree on the fields inside: Arrow would fill those that a row lacks with nulls.
 _TYPES = {
     "null": pa.string(),
     "bool": pa.bool_(),
@@ -44,17 +44,20 @@ _TYPES = {
 }
 
 
-class _Misfit(Exception):
+class _MisfitError(Exception):
     """A row does not fit the columns found so far."""
 
 
 def write_rows(read: Callable[[], Iterable[RawRow]]) -> Dataset:
-    """The rows that `read()` yields. It is called again where later rows need wider columns than the
-    first ones: once to look at all of them, once to write."""
+    """The rows that `read()` yields.
+
+    It is called again where later rows need wider columns than the first ones: once to look at all
+    of them, once to write.
+    """
     columns = _kinds_of(islice(read(), BATCH_ROWS))
     try:
         return _write(read(), columns)
-    except _Misfit:
+    except _MisfitError:
         return _write(read(), _kinds_of(read()))
 
 
@@ -86,9 +89,7 @@ def _write(rows: Iterable[RawRow], kinds: dict[str, str]) -> Dataset:
     for name in (ORIGIN, PROBLEM):
         if name in kinds:
             raise UserError(
-                Problem(
-                    f"column '{name}' has a name that fasttrain uses itself.", hint="Rename it."
-                )
+                Problem(f"column '{name}': fasttrain uses this name itself.", hint="Rename it.")
             )
     fields = [(name, _TYPES[kind]) for name, kind in kinds.items()]
     schema = pa.schema([*fields, (ORIGIN, pa.string()), (PROBLEM, PROBLEM_TYPE)])
@@ -110,7 +111,7 @@ def _refuse_misfits(batch: list[RawRow], kinds: dict[str, str]) -> None:
         for name, value in (row.values or {}).items():
             kind = kinds.get(name)
             if kind is None or _join(kind, value) != kind:
-                raise _Misfit
+                raise _MisfitError
 
 
 def _column(values: list[Any], kind: str) -> list[Any]:

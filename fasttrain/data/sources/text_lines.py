@@ -25,12 +25,11 @@ def shown(path: Path) -> str:
 def open_bytes(path: Path) -> IO[bytes]:
     """The file's bytes, decompressed where its name ends in .gz."""
     try:
-        opened = gzip.open(path, "rb") if path.suffix == ".gz" else path.open("rb")
+        return path.open("rb") if path.suffix != ".gz" else gzip.open(path, "rb")  # type: ignore[return-value]
     except OSError as error:
         raise UserError(
             Problem(f"cannot be read ({error.strerror}).", where=shown(path))
         ) from error
-    return opened  # type: ignore[return-value]
 
 
 def damaged_gzip(path: Path, error: Exception) -> UserError:

@@ -16,8 +16,8 @@ PASSAGE_CHARACTERS = 2048
 def read_txt(path: Path) -> Iterator[RawRow]:
     """Passages of whole paragraphs, each at most PASSAGE_CHARACTERS long where lines allow it.
 
-    Paragraphs end at blank lines. One that is longer than a passage is cut between its lines; a single
-    longer line stays whole. Joined in order, the passages are the text, blank lines between them aside.
+    Paragraphs end at blank lines. One that is longer than a passage is cut between its lines; a
+    single longer line stays whole. In order, the passages are the whole text but for blank lines.
     """
     lines = TextLines(path)
     name = shown(path)
