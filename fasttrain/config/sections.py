@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 from typing import Any
 
 from pydantic import BaseModel, ValidationError
@@ -193,21 +194,28 @@ class _Builder:
             self._report(nearest(self._root, full), full, describe(error, node))
 
     def _unknown_key_hint(self, config: type[BaseModel], loc: tuple[str | int, ...]) -> str:
+        """The nearest key of the section, or the section that a key like it belongs to."""
         name = str(loc[-1])
-        if home := _home_of(name, at_root=config is TrainConfig and len(loc) == 1):
-            return f"Did you mean '{home}'?"
-        return suggestion(name, keys_at(config, loc[:-1]))
+        homes = _homes()
+        own = keys_at(config, loc[:-1])
+        for known in ({name} & set(homes), own, homes):
+            close = difflib.get_close_matches(name, known, n=1)
+            if close:
+                return f"Did you mean '{close[0] if close[0] in own else homes[close[0]]}'?"
+        return suggestion(name, own)
 
     def _report(self, node: Node, path: KeyPath, what: str, hint: str = "") -> None:
         self._problems.append(Problem(what, where=node.origin.where, key=key_text(path), hint=hint))
 
 
-def _home_of(name: str, *, at_root: bool) -> str | None:
-    """Where a key that stands in the wrong section belongs."""
-    if not at_root and name in TrainConfig.model_fields and name not in COMPONENTS:
-        return name
+def _homes() -> dict[str, str]:
+    """Where each key belongs, as a full path."""
+    homes = {key: key for key in TrainConfig.model_fields}
+    for key in ("kernels", "eval", "logging"):
+        for inner in keys_at(TrainConfig, (key,)):
+            homes.setdefault(inner, f"{key}.{inner}")
     for key, kind in COMPONENTS.items():
-        for type_name in kind.names():
-            if name != "type" and name in kind.config(type_name).model_fields:
-                return f"{key}.{name}" if at_root else None
-    return None
+        for name in kind.names():
+            for inner in kind.config(name).model_fields:
+                homes.setdefault(inner, f"{key}.{inner}")
+    return homes

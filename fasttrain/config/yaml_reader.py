@@ -193,8 +193,8 @@ class _TreeBuilder:
             self._report(origin, path, f"a key that is not text (got {shown}).", "Quote it.")
         elif key in pairs:
             first = pairs[key].origin
-            place = f"first in line {first.line}" if first.line else "twice"
-            self._report(origin, (*path, key), f"given twice ({place}).", "Keep one.")
+            place = f" (first in line {first.line})" if first.line else ""
+            self._report(origin, (*path, key), f"given twice{place}.", "Keep one.")
         else:
             pairs[key] = value
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import os
 from typing import Annotated, Any
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 
 from fasttrain.config.numbers import human_float, human_int
 
@@ -45,4 +46,6 @@ NonNegativeFloat = Annotated[float, BeforeValidator(human_float), Field(ge=0)]
 Fraction = Annotated[float, BeforeValidator(human_float), Field(ge=0, le=1)]
 # YAML writes lists; the frozen tree holds tuples.
 Strings = Annotated[tuple[str, ...], BeforeValidator(_list_to_tuple)]
+# Paths are relative to the working directory; `~` is the home directory.
+LocalPath = Annotated[str, AfterValidator(os.path.expanduser)]
 Floats2 = Annotated[tuple[Float, Float], BeforeValidator(_list_to_tuple)]

@@ -9,6 +9,7 @@ from pydantic import BeforeValidator, Field
 from fasttrain.config.schema.base import (
     ComponentSection,
     Fraction,
+    LocalPath,
     PositiveInt,
     Section,
 )
@@ -46,7 +47,7 @@ class FileSourceConfig(SourceSection):
     """Local files: .jsonl, .json (a list of rows), .parquet, .csv, .txt, optionally .gz."""
 
     type: Literal["file"] = "file"
-    path: str
+    path: LocalPath
     """A file, a directory of such files, or a glob."""
 
 
@@ -54,7 +55,7 @@ class HuggingFaceSourceConfig(SourceSection):
     """A dataset from the hub, or a directory written by datasets' `save_to_disk`."""
 
     type: Literal["huggingface"] = "huggingface"
-    name_or_path: str
+    name_or_path: LocalPath
     """Name on the hub, or directory."""
     config_name: str | None = None
     """The dataset's configuration (subset)."""
@@ -109,5 +110,5 @@ class DataSection(ComponentSection):
     """Supervise the prompts as well as the answers."""
     num_workers: PositiveInt | None = None
     """Processes that tokenise. Default: the machine's cores, at most 16."""
-    cache_dir: str | None = None
+    cache_dir: LocalPath | None = None
     """Where tokenised data are kept. Default: `$FASTTRAIN_CACHE`, else `~/.cache/fasttrain`."""

@@ -12,6 +12,6 @@ class KernelsConfig(Section):
     can serve, and the table says why. `eager`: the site is left as the model defines it."""
 
     mode: Literal["auto", "eager", "strict"] = "auto"
-    """`auto` may fall back, with a reason; `strict` makes a fallback an error; `eager` uses none."""
+    """`auto` may fall back, with a reason; `strict` makes that an error; `eager` uses none."""
     rms_norm: Literal["auto", "eager", "cpu", "triton"] = "auto"
     """Root mean square layer norm."""

@@ -9,6 +9,7 @@ from pydantic import Field
 from fasttrain.config.schema.base import (
     ComponentSection,
     Fraction,
+    LocalPath,
     NonNegativeFloat,
     PositiveInt,
     Strings,
@@ -31,7 +32,7 @@ class LoraConfig(TransformSection):
     """Dropout on the adapter's input."""
     target_modules: Strings = ("all-linear",)
     """Module names that get an adapter, or `all-linear`: every linear layer but the head."""
-    adapter_path: str | None = None
+    adapter_path: LocalPath | None = None
     """Directory of adapters saved before, to train on from."""
 
 
@@ -75,7 +76,7 @@ class HuggingFaceModelConfig(ModelSection):
     """A causal language model from a local directory or a hub name, loaded by transformers."""
 
     type: Literal["huggingface"] = "huggingface"
-    name_or_path: str
+    name_or_path: LocalPath
     """Directory, or name on the hub."""
     revision: str | None = None
     """Branch, tag or commit on the hub."""

@@ -7,6 +7,7 @@ from typing import Literal
 from pydantic import Field
 
 from fasttrain.config.schema.base import (
+    LocalPath,
     NonNegativeFloat,
     NonNegativeInt,
     PositiveFloat,
@@ -87,11 +88,12 @@ class TrainConfig(Section):
     """`bf16-mixed`: fp32 weights, bf16 arithmetic. `auto`: so where the GPU has bf16, else fp32."""
     seed: NonNegativeInt = 42
     """Seed of the weights, the data order and dropout."""
-    output_dir: str | None = None
+    output_dir: LocalPath | None = None
     """Run directory. Default: `runs/<name of the config file>`."""
-    resume: str = "auto"
-    """`auto`: go on with an unfinished run in output_dir; `never`: start anew; or a checkpoint path."""
+    resume: LocalPath = "auto"
+    """`auto`: go on with an unfinished run in output_dir; `never`: start anew; or the path of a
+    checkpoint or of a run directory."""
     overfit_first_batch: bool = False
     """Train on the first batch again and again: the loss must fall towards 0."""
-    kill_file: str | None = None
+    kill_file: LocalPath | None = None
     """When this file appears, the run saves and stops. Default: `STOP` in the run directory."""

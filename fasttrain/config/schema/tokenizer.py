@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from fasttrain.config.schema.base import ComponentSection, PositiveInt
+from fasttrain.config.schema.base import ComponentSection, LocalPath, PositiveInt
 
 
 class TokenizerSection(ComponentSection):
@@ -19,7 +19,7 @@ class HuggingFaceTokenizerConfig(TokenizerSection):
     """The tokenizer that belongs to the model, or another by directory or hub name."""
 
     type: Literal["huggingface"] = "huggingface"
-    name_or_path: str | None = None
+    name_or_path: LocalPath | None = None
     """Directory, or name on the hub. Default: the model's."""
     revision: str | None = None
     """Branch, tag or commit on the hub. Default: the model's."""
