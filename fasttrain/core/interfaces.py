@@ -526,8 +526,11 @@ class ResumableCheckpoint(Checkpoint):
     """A checkpoint that a run can go on from, exactly."""
 
     @abstractmethod
-    def find(self, directory: Path) -> Found:
-        """The newest complete checkpoint under a run directory."""
+    def find(self, directory: Path, *, run_id: str | None = None) -> Found:
+        """The newest complete checkpoint of a run directory, or `directory` if it is one itself.
+
+        With `run_id`, those of other runs are passed over.
+        """
 
     @abstractmethod
     def restore(self, run: Run, path: Path) -> None:
