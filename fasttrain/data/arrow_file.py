@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -30,7 +30,7 @@ def temporary_directory() -> Path:
 
 
 class ArrowFile:
-    """Collects record batches of one schema; `dataset()` closes the file and maps it.
+    """Collects rows, or record batches, of one schema; `dataset()` closes the file and maps it.
 
     The dataset's fingerprint is a digest of what was written: the same in every process.
     """
@@ -40,7 +40,9 @@ class ArrowFile:
         _written += 1
         self.schema = schema
         self.path = temporary_directory() / f"{_written:06d}.arrow"
-        self.rows = 0
+        self.rows = 0  # written so far
+        self._pending: list[Sequence[Any]] = []
+        self._characters = 0
         self._digest = hashlib.blake2b(str(schema).encode(), digest_size=16)
         self._sink = pa.OSFile(str(self.path), "wb")
         self._writer = pa.ipc.new_stream(self._sink, schema)
@@ -58,6 +60,13 @@ class ArrowFile:
         if error is not None:
             self.path.unlink(missing_ok=True)
 
+    def add(self, row: Sequence[Any]) -> None:
+        """Append one row, its values in the schema's order."""
+        self._pending.append(row)
+        self._characters += sum(len(value) for value in row if type(value) is str)
+        if len(self._pending) == BATCH_ROWS or self._characters >= BATCH_CHARACTERS:
+            self._flush()
+
     def write(self, batch: pa.RecordBatch) -> None:
         """Append a batch of this file's schema."""
         self._writer.write_batch(batch)
@@ -67,20 +76,22 @@ class ArrowFile:
                 if buffer is not None:
                     self._digest.update(buffer)
 
-    def write_columns(self, columns: Iterable[list[Any]]) -> None:
-        """Append a batch given as one list of values per column, in the schema's order."""
-        arrays = [
-            pa.array(values, type=field.type)
-            for values, field in zip(columns, self.schema, strict=True)
-        ]
-        self.write(pa.record_batch(arrays, schema=self.schema))
-
     def dataset(self) -> Dataset:
         """Close the file and map it."""
+        self._flush()
         self._close()
         mapped = Dataset.from_file(str(self.path))
         mapped._fingerprint = self._digest.hexdigest()
         return mapped
+
+    def _flush(self) -> None:
+        if self._pending:
+            arrays = [
+                pa.array(values, type=field.type)
+                for values, field in zip(zip(*self._pending, strict=True), self.schema, strict=True)
+            ]
+            self._pending, self._characters = [], 0
+            self.write(pa.record_batch(arrays, schema=self.schema))
 
     def _close(self) -> None:
         if not self._sink.closed:

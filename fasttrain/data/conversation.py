@@ -8,6 +8,7 @@ from typing import Any
 
 ROLES: tuple[str, ...] = ("system", "user", "assistant", "tool")
 
+_to_json = json.JSONEncoder(ensure_ascii=False).encode
 _OPTIONAL = ("tool_calls", "name", "tool_call_id", "reasoning", "train")
 
 
@@ -47,7 +48,7 @@ class Conversation:
 
     def to_json(self) -> str:
         """A JSON list of messages, without the fields that are not set."""
-        return json.dumps([message.as_dict() for message in self.messages], ensure_ascii=False)
+        return _to_json([message.as_dict() for message in self.messages])
 
     @classmethod
     def from_json(cls, text: str) -> Conversation:

@@ -88,6 +88,8 @@ def read_message(value: Any, field: str) -> Message:
     if not isinstance(value, dict):
         raise RowError("wrong type", field, f"({kind_of(value)}; expected an object with a role)")
     role, said = _role(value, field)
+    if len(value) == 2 and type(value.get("content")) is str:
+        return Message(role, value["content"])  # nearly all messages: a role, a text, nothing else
     calls = _tool_calls(value.get("tool_calls"), f"{field}.tool_calls")
     content = _content(value, field)
     if said == "function_call" and content is not None:
@@ -105,9 +107,17 @@ def read_message(value: Any, field: str) -> Message:
     )
 
 
+def _first(value: dict[str, Any], keys: tuple[str, ...]) -> str | None:
+    """The first of `keys` that is set."""
+    for key in keys:
+        if value.get(key) is not None:
+            return key
+    return None
+
+
 def _role(value: dict[str, Any], field: str) -> tuple[str, str]:
     """Our role, and the name it went by."""
-    key = next((key for key in ROLE_KEYS if value.get(key) is not None), None)
+    key = _first(value, ROLE_KEYS)
     if key is None:
         found = ", ".join(value) or "nothing"
         raise RowError("message without role", field, f"(fields: {found})")
@@ -122,7 +132,7 @@ def _role(value: dict[str, Any], field: str) -> tuple[str, str]:
 
 
 def _content(value: dict[str, Any], field: str) -> str | None:
-    key = next((key for key in CONTENT_KEYS if value.get(key) is not None), None)
+    key = _first(value, CONTENT_KEYS)
     if key is None:
         return None
     content = value[key]
@@ -176,7 +186,7 @@ def _tool_call(value: Any, field: str) -> dict[str, Any]:
 
 
 def _text(value: dict[str, Any], keys: tuple[str, ...], field: str) -> str | None:
-    key = next((key for key in keys if value.get(key) is not None), None)
+    key = _first(value, keys)
     if key is None:
         return None
     if not isinstance(value[key], str):
@@ -186,7 +196,7 @@ def _text(value: dict[str, Any], keys: tuple[str, ...], field: str) -> str | Non
 
 def _train(value: dict[str, Any], field: str) -> bool | None:
     """`train: true|false`, or a weight that is 0 or 1."""
-    key = next((key for key in _TRAIN_KEYS if value.get(key) is not None), None)
+    key = _first(value, _TRAIN_KEYS)
     if key is None:
         return None
     flag = value[key]

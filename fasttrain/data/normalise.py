@@ -15,7 +15,7 @@ from datasets import Dataset, List
 from fasttrain.config.errors import Problem, UserError
 from fasttrain.config.schema.data import DataSection, SourceSection
 from fasttrain.core.interfaces import Examples, SourceReport
-from fasttrain.data.arrow_file import BATCH_CHARACTERS, BATCH_ROWS, ArrowFile, discard
+from fasttrain.data.arrow_file import BATCH_ROWS, ArrowFile, discard
 from fasttrain.data.columns import Sample
 from fasttrain.data.convert import convert_conversation, convert_text
 from fasttrain.data.detect import Detected, detect
@@ -55,19 +55,21 @@ def normalise(source: LoadedSource, section: DataSection, examples: Examples) ->
     supervise = "all" if section.train_on_prompts else examples.supervise
     refused = _Refused()
     with ArrowFile(pa.schema([(column, pa.string()) for column in NORMAL_COLUMNS])) as file:
-        writer = _Writer(file, source.name)
         for row, origin in _rows(source, drawn, detected):
             try:
                 _raise_problem(row)
                 if detected.kind == "text":
-                    writer.add(row, origin, text=convert_text(row, detected.columns))
+                    messages, text = "", convert_text(row, detected.columns)
                 else:
                     chat = convert_conversation(row, detected.columns, supervise)
-                    writer.add(row, origin, messages=chat.to_json())
+                    messages, text = chat.to_json(), ""
             except RowError as error:
                 refused.add(error, origin)
-        writer.flush()
-        if refused.counts and (section.invalid == "error" or file.rows == 0):
+                continue
+            group = row.get(GROUP)
+            group = "" if group is None else str(group)
+            file.add((detected.kind, messages, text, source.name, group, origin))
+        if refused.counts and (section.invalid == "error" or refused.counts.total() == len(drawn)):
             raise refused.as_user_error(len(drawn))
         normal = file.dataset()
     discard(source.rows)
@@ -172,29 +174,3 @@ class _Refused:
         return UserError(
             *self._problems, Problem(last, hint="Mend them, or set data.invalid: drop.")
         )
-
-
-class _Writer:
-    """Gathers rows into batches of NORMAL_COLUMNS."""
-
-    def __init__(self, file: ArrowFile, name: str) -> None:
-        self._file = file
-        self._name = name
-        self._rows: list[tuple[str, ...]] = []
-        self._characters = 0
-
-    def add(
-        self, row: Mapping[str, Any], origin: str, *, messages: str = "", text: str = ""
-    ) -> None:
-        kind = "conversation" if messages else "text"
-        group = row.get(GROUP)
-        group = "" if group is None else str(group)
-        self._rows.append((kind, messages, text, self._name, group, origin))
-        self._characters += len(messages) + len(text)
-        if len(self._rows) == BATCH_ROWS or self._characters >= BATCH_CHARACTERS:
-            self.flush()
-
-    def flush(self) -> None:
-        if self._rows:
-            self._file.write_columns([list(column) for column in zip(*self._rows, strict=True)])
-        self._rows, self._characters = [], 0

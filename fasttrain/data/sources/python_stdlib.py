@@ -93,7 +93,8 @@ class PythonStdlibSource(Source):
             )
         columns = ("prompt", "response", GROUP, ORIGIN)
         with ArrowFile(pa.schema([(column, pa.string()) for column in columns])) as file:
-            file.write_columns([list(column) for column in zip(*pairs, strict=True)])
+            for pair in pairs:
+                file.add(pair)
             return file.dataset()
 
 

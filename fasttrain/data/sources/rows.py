@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from itertools import islice
 from typing import Any, NamedTuple
 
@@ -11,7 +11,7 @@ import pyarrow as pa
 from datasets import Dataset
 
 from fasttrain.config.errors import Problem, UserError
-from fasttrain.data.arrow_file import BATCH_CHARACTERS, BATCH_ROWS, ArrowFile
+from fasttrain.data.arrow_file import BATCH_ROWS, ArrowFile
 from fasttrain.data.sources import ORIGIN, PROBLEM
 
 PROBLEM_TYPE = pa.struct([("reason", pa.string()), ("detail", pa.string())])
@@ -44,6 +44,16 @@ _TYPES = {
 }
 
 
+_KINDS: dict[type, str] = {
+    str: "str",
+    bool: "bool",
+    int: "int",
+    float: "float",
+    type(None): "null",
+}
+_to_json = json.JSONEncoder(ensure_ascii=False).encode
+
+
 class _MisfitError(Exception):
     """A row does not fit the columns found so far."""
 
@@ -65,24 +75,20 @@ def _kinds_of(rows: Iterable[RawRow]) -> dict[str, str]:
     kinds: dict[str, str] = {}
     for row in rows:
         for name, value in (row.values or {}).items():
-            kinds[name] = _join(kinds.get(name, "null"), value)
+            kinds[name] = _joined(kinds.get(name, "null"), value)
     return kinds
 
 
-def _join(kind: str, value: Any) -> str:
-    found = _kind(value)
+def _joined(kind: str, value: Any) -> str:
+    """The narrowest kind that holds what `kind` holds, and `value`."""
+    found = _KINDS.get(type(value), "json")
+    if found == "int" and not -(2**63) <= value < 2**63:
+        found = "json"
     if found in ("null", kind):
         return kind
     if kind == "null":
         return found
     return "float" if {kind, found} == {"int", "float"} else "json"
-
-
-def _kind(value: Any) -> str:
-    kind = {str: "str", bool: "bool", float: "float", type(None): "null"}.get(type(value))
-    if kind is None and type(value) is int:
-        return "int" if -(2**63) <= value < 2**63 else "json"
-    return kind or "json"
 
 
 def _write(rows: Iterable[RawRow], kinds: dict[str, str]) -> Dataset:
@@ -94,53 +100,26 @@ def _write(rows: Iterable[RawRow], kinds: dict[str, str]) -> Dataset:
     fields = [(name, _TYPES[kind]) for name, kind in kinds.items()]
     schema = pa.schema([*fields, (ORIGIN, pa.string()), (PROBLEM, PROBLEM_TYPE)])
     with ArrowFile(schema) as file:
-        for batch in _batches(rows):
-            _refuse_misfits(batch, kinds)
-            columns: list[list[Any]] = [
-                _column([row.values.get(name) if row.values else None for row in batch], kind)
-                for name, kind in kinds.items()
-            ]
-            columns.append([row.origin for row in batch])
-            columns.append([row.problem and row.problem._asdict() for row in batch])
-            file.write_columns(columns)
+        for row in rows:
+            problem = row.problem and row.problem._asdict()
+            file.add([*_cells(row.values or {}, kinds), row.origin, problem])
         return file.dataset()
 
 
-def _refuse_misfits(batch: list[RawRow], kinds: dict[str, str]) -> None:
-    for row in batch:
-        for name, value in (row.values or {}).items():
-            kind = kinds.get(name)
-            if kind is None or _join(kind, value) != kind:
-                raise _MisfitError
-
-
-def _column(values: list[Any], kind: str) -> list[Any]:
-    if kind == "json":
-        return [None if v is None else json.dumps(v, ensure_ascii=False) for v in values]
-    if kind == "float":  # integers among them may be wider than a float's 53 bits
-        return [None if v is None else float(v) for v in values]
-    return values
-
-
-def _batches(rows: Iterable[RawRow]) -> Iterator[list[RawRow]]:
-    batch: list[RawRow] = []
-    characters = 0
-    for row in rows:
-        batch.append(row)
-        characters += _size(row.values)
-        if len(batch) == BATCH_ROWS or characters >= BATCH_CHARACTERS:
-            yield batch
-            batch, characters = [], 0
-    if batch:
-        yield batch
-
-
-def _size(value: Any) -> int:
-    """Characters of text in a value, roughly."""
-    if isinstance(value, str):
-        return len(value)
-    if isinstance(value, dict):
-        return sum(_size(part) for part in value.values())
-    if isinstance(value, list):
-        return sum(_size(part) for part in value)
-    return 8
+def _cells(values: dict[str, Any], kinds: dict[str, str]) -> list[Any]:
+    """A row's values as the columns hold them."""
+    if not values.keys() <= kinds.keys():
+        raise _MisfitError
+    cells: list[Any] = []
+    for name, kind in kinds.items():
+        value = values.get(name)
+        if value is None:
+            cells.append(None)
+            continue
+        if _joined(kind, value) != kind:
+            raise _MisfitError
+        # An integer among floats may be wider than a float's 53 bits.
+        cells.append(
+            _to_json(value) if kind == "json" else float(value) if kind == "float" else value
+        )
+    return cells
