@@ -14,6 +14,7 @@ from fasttrain.callbacks.progress import (
     resumed_lines,
 )
 from fasttrain.callbacks.screen import (
+    LABEL_WIDTH,
     data_section,
     kernel_section,
     model_section,
@@ -61,17 +62,18 @@ class Console(Callback):
         output().print(escape_controls(f"fasttrain · {run.config.type} · {run.directory}"))
 
     def on_data_ready(self, run: Run, record: DataReport) -> None:
-        output().print(*data_section(record))
-        output().print(*sample_section(record.sample, colour=output().has_colour))
+        output().print(*data_section(record), indent=LABEL_WIDTH)
+        sample = sample_section(record.sample, colour=output().has_colour)
+        output().print(*sample, indent=LABEL_WIDTH)
 
     def on_kernels_selected(self, run: Run, record: KernelPlan) -> None:
-        output().print(*kernel_section(record))
+        output().print(*kernel_section(record), indent=LABEL_WIDTH)
 
     def on_model_created(self, run: Run, record: LanguageModel) -> None:
-        output().print(*model_section(record))
+        output().print(*model_section(record), indent=LABEL_WIDTH)
 
     def on_optimizer_created(self, run: Run, record: torch.optim.Optimizer) -> None:
-        output().print(*optimizer_section(record))
+        output().print(*optimizer_section(record), indent=LABEL_WIDTH)
 
     def on_resumed(self, run: Run, record: Resumed) -> None:
         self._show_plan(run)
@@ -81,7 +83,7 @@ class Console(Callback):
         """Once, when every choice is made: before the first step, or where a dry run ends."""
         if not self._plan_is_shown:
             self._plan_is_shown = True
-            output().print(*plan_section(run.notes))
+            output().print(*plan_section(run.notes), indent=LABEL_WIDTH)
 
     # --- progress --------------------------------------------------------------------------------
 
@@ -137,7 +139,7 @@ class Console(Callback):
         self._show_plan(run)
         output().end_progress()
         seconds = time.monotonic() - self._started
-        output().print(*summary_section(run, record, self.seen, seconds))
+        output().print(*summary_section(run, record, self.seen, seconds), indent=LABEL_WIDTH)
 
     def on_error(self, run: Run, record: BaseException) -> None:
         output().end_progress()

@@ -12,7 +12,7 @@ from torch import nn
 from fasttrain.callbacks.held_out import require_held_out
 from fasttrain.callbacks.human import shorten
 from fasttrain.callbacks.prompts import chat_prompt
-from fasttrain.callbacks.screen import section
+from fasttrain.callbacks.screen import LABEL_WIDTH, section
 from fasttrain.config.schema.callback import SamplesConfig
 from fasttrain.core.events import Callback, EvaluationRecord
 from fasttrain.core.interfaces import DataReport
@@ -50,7 +50,9 @@ class Samples(Callback):
         written = dict(zip((prompt for prompt, _ in self.prompts), self.latest, strict=True))
         if self.before.keys() != written.keys():
             self.before = written
-            output().print(*self._block(f"step {run.step}", ("wrote", self.latest)))
+            output().print(
+                *self._block(f"step {run.step}", ("wrote", self.latest)), indent=LABEL_WIDTH
+            )
 
     def on_evaluation_end(self, run: Run, record: EvaluationRecord) -> None:
         if record.step == self.latest_step:
@@ -60,7 +62,7 @@ class Samples(Callback):
             f"{shorten(prompt, 60)} → {shorten(text, WIDTH)}"
             for (prompt, _), text in zip(self.prompts, self.latest, strict=True)
         ]
-        output().print(*section("samples", lines))
+        output().print(*section("samples", lines), indent=LABEL_WIDTH)
 
     def on_train_end(self, run: Run, record: None) -> None:
         # A run that was told to leave has no time for this.
@@ -68,7 +70,10 @@ class Samples(Callback):
             return
         self._write(run)
         before = [self.before[prompt] for prompt, _ in self.prompts]
-        output().print(*self._block(f"step {run.step}", ("before", before), ("now", self.latest)))
+        output().print(
+            *self._block(f"step {run.step}", ("before", before), ("now", self.latest)),
+            indent=LABEL_WIDTH,
+        )
 
     def state_dict(self) -> dict[str, Any]:
         return {"before": self.before}

@@ -60,7 +60,7 @@ def explain_kernels(file: str, overrides: Sequence[str]) -> None:
     config = load(file, overrides).config
     quiet_third_parties()
     from fasttrain.callbacks.kernel_selection import select_kernels
-    from fasttrain.callbacks.screen import kernel_section
+    from fasttrain.callbacks.screen import LABEL_WIDTH, kernel_section
     from fasttrain.config.registry import MODELS
     from fasttrain.runtime.log import output
 
@@ -68,7 +68,7 @@ def explain_kernels(file: str, overrides: Sequence[str]) -> None:
     model = factory.skeleton()
     plan = select_kernels(model, profile(config, factory.max_length()), config.kernels)
     output().print(model.describe())
-    output().print(*kernel_section(plan))
+    output().print(*kernel_section(plan), indent=LABEL_WIDTH)
 
 
 def profile(config: TrainConfig, model_max_length: int | None) -> BatchProfile:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+import warnings
 
 # Read by the libraries when they are imported. What the user has set stands.
 SETTINGS = {
@@ -12,6 +13,9 @@ SETTINGS = {
     "HF_DATASETS_DISABLE_PROGRESS_BARS": "1",
     "TOKENIZERS_PARALLELISM": "false",  # else it warns whenever a process is forked
 }
+# Whose warnings are for their own developers. PyTorch's others can matter to the user.
+TALKATIVE = r"(transformers|datasets|tokenizers|huggingface_hub|peft|accelerate)(\.|$)"
+DEPRECATIONS = (FutureWarning, DeprecationWarning)
 
 
 def quiet_third_parties() -> None:
@@ -21,3 +25,7 @@ def quiet_third_parties() -> None:
     if not sys.stderr.isatty():
         # On a terminal the bars stay: a download of gigabytes must show that it moves.
         os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    if not sys.warnoptions:
+        warnings.filterwarnings("ignore", module=TALKATIVE)
+        for category in DEPRECATIONS:
+            warnings.filterwarnings("ignore", category=category, module=r"torch(\.|$)")

@@ -58,12 +58,22 @@ class Output:
         """Whether colours are seen, so that nothing else need mark a span."""
         return self.console.is_terminal and self.console.color_system is not None
 
-    def print(self, *lines: str | Text) -> None:
-        """Print lines above the redrawn one. A line is never broken here: terminals do that."""
+    def print(self, *lines: str | Text, indent: int = 0) -> None:
+        """Print lines above the redrawn one. On a terminal a line that is too long goes on below,
+        under its column `indent`; elsewhere a line is never broken."""
         if not self.speaks:
             return
         for line in lines:
-            self.console.print(line, soft_wrap=True, markup=False, highlight=False, emoji=False)
+            for part in self._broken(line, indent):
+                self.console.print(part, soft_wrap=True, markup=False, highlight=False, emoji=False)
+
+    def _broken(self, line: str | Text, indent: int) -> list[Text]:
+        text = Text(line) if isinstance(line, str) else line
+        if not indent or not self.console.is_terminal or text.cell_len <= self.console.width:
+            return [text]
+        width = max(self.console.width - indent, 20)
+        first, *others = text[indent:].wrap(self.console, width)
+        return [text[:indent] + first, *(Text(" " * indent) + other for other in others)]
 
     def progress(self, line: str) -> None:
         """Redraw the progress line, cut to the terminal's width."""

@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -193,7 +194,12 @@ def test_third_parties_are_quieted_in_our_process_and_the_users_settings_stand(m
 
     monkeypatch.setattr(os, "environ", {"TRANSFORMERS_VERBOSITY": "info"})
     monkeypatch.setattr(sys, "stderr", SimpleNamespace(isatty=lambda: True))
-    quiet.quiet_third_parties()
+    with warnings.catch_warnings(record=True) as shown:
+        quiet.quiet_third_parties()
+        for module in ("transformers.modeling_utils", "torch.nn", "fasttrain.data"):
+            warnings.warn_explicit("old", FutureWarning, "file.py", 1, module=module)
+            warnings.warn_explicit("look", UserWarning, "file.py", 2, module=module)
+    assert [str(warning.message) for warning in shown] == ["look", "old", "look"], "torch, ours"
     assert os.environ["TRANSFORMERS_VERBOSITY"] == "info"
     assert os.environ["HF_DATASETS_DISABLE_PROGRESS_BARS"] == "1"
     assert "HF_HUB_DISABLE_PROGRESS_BARS" not in os.environ, "a download shows on a terminal"

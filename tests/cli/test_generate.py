@@ -5,11 +5,19 @@ import json
 import pytest
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from toys import batch_of, document
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from fasttrain.cli import app
+from fasttrain.cli.generate import find_export, load_export
 
 TEMPLATE = "{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}<assistant>"
+
+
+@pytest.fixture(autouse=True)
+def environment(monkeypatch):
+    """The command quiets its own process; this one goes on to other tests."""
+    monkeypatch.setattr("fasttrain.cli.generate.quiet_third_parties", lambda: None)
 
 
 @pytest.fixture(scope="module")
@@ -81,3 +89,20 @@ def test_adapters_that_name_no_model_are_refused(tmp_path, capsys, content, mess
     (tmp_path / "adapter_config.json").write_text(content)
     assert app.exit_code(["generate", str(tmp_path), "hi"]) == 2
     assert message in capsys.readouterr().err
+
+
+def test_adapters_answer_on_top_of_the_model_they_name(exported, tmp_path):
+    peft = pytest.importorskip("peft")
+    base = LlamaForCausalLM.from_pretrained(exported / "model")
+    torch.manual_seed(1)
+    config = peft.LoraConfig(target_modules="all-linear", init_lora_weights=False)
+    adapted = peft.get_peft_model(base, config).eval()
+    adapted.save_pretrained(tmp_path / "model")
+    PreTrainedTokenizerFast.from_pretrained(exported / "model").save_pretrained(tmp_path / "model")
+
+    model, _ = load_export(find_export(tmp_path))
+    ids = [5, 6, 7, 8]
+    with torch.no_grad():
+        expected = adapted(torch.tensor([ids])).logits[0]
+        found = model.eval().logits(batch_of(document(ids)))
+    torch.testing.assert_close(found, expected)

@@ -40,6 +40,12 @@ def test_lines_are_printed_whole_and_as_they_are(capsys):
     assert capsys.readouterr().out == line + "\n"
 
 
+def test_on_a_terminal_a_long_line_goes_on_under_its_column():
+    console = Console(file=io.StringIO(), force_terminal=True, color_system=None, width=30)
+    log.Output(console).print("label  one two three four five six seven", indent=7)
+    assert console.file.getvalue() == "label  one two three four five\n       six seven\n"
+
+
 def test_infos_are_lines_and_warnings_go_to_stderr(capsys):
     log.configure(level="info")
     log.configure(level="info")  # twice in a process, once on the screen
