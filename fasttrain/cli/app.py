@@ -41,7 +41,7 @@ File = Annotated[str, typer.Argument(metavar="FILE", help="The config, a YAML fi
 Overrides = Annotated[
     list[str] | None,
     typer.Argument(
-        metavar="[KEY=VALUE]...", help="Values that replace the file's.", show_default=False
+        metavar="KEY=VALUE", help="Values that replace the file's.", show_default=False
     ),
 ]
 Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
@@ -127,6 +127,36 @@ def generate(
     from fasttrain.cli.generate import generate
 
     generate(run_dir, prompt, max_new_tokens=max_new_tokens)
+
+
+@app.command()
+def validate(file: File, overrides: Overrides = None, debug: Debug = False) -> None:
+    """Check FILE without GPU, network or weights: every problem at once."""
+    from fasttrain.cli.validate import validate
+
+    validate(file, overrides or [])
+
+
+@app.command("show-config")
+def show_config(file: File, overrides: Overrides = None, debug: Debug = False) -> None:
+    """Print every value that FILE comes to, and where it is from."""
+    from fasttrain.cli.show_config import show_config
+
+    show_config(file, overrides or [])
+
+
+@app.command()
+def schema(
+    file: Annotated[
+        str | None,
+        typer.Argument(metavar="FILE", help="A config whose `imports` belong to it."),
+    ] = None,
+    debug: Debug = False,
+) -> None:
+    """Print the JSON Schema of a config, for editors."""
+    from fasttrain.cli.schema import schema
+
+    schema(file)
 
 
 @kernels_app.command("list")
