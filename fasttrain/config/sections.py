@@ -9,6 +9,7 @@ from pydantic import BaseModel, ValidationError
 
 from fasttrain.components import DEFAULT_TYPES
 from fasttrain.config import registry
+from fasttrain.config.aliases import ALIASES
 from fasttrain.config.errors import Problem
 from fasttrain.config.explain import describe, keys_at, shown, suggestion
 from fasttrain.config.registry import Registry
@@ -211,6 +212,7 @@ class _Builder:
 def _homes() -> dict[str, str]:
     """Where each key belongs, as a full path."""
     homes = {key: key for key in TrainConfig.model_fields}
+    homes |= {alias: key for alias, key in ALIASES.items() if "." not in alias}
     for key in ("kernels", "eval", "logging"):
         for inner in keys_at(TrainConfig, (key,)):
             homes.setdefault(inner, f"{key}.{inner}")
