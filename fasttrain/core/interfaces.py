@@ -271,6 +271,7 @@ class Source(ABC):
     """Where rows come from. `Config` is its typed section."""
 
     Config: ClassVar[type[ComponentSection]]
+    note: str = ""  # what load() did with the rows that the user should know, for the report
 
     def __init__(self, config: Any) -> None:
         self.config = config

@@ -22,7 +22,7 @@ def draw_rows(sources: list[LoadedSource], *, total: int | None, seed: int) -> N
     chosen = []
     for source in sources:
         rows = np.arange(len(source.rows))
-        chosen.append(_draw(rows, source.section.max_samples, f"{seed}:{source.name}"))
+        chosen.append(_draw(rows, source.section.max_samples, f"{seed}:{source.key}"))
     sizes = [len(rows) for rows in chosen]
     kept = _draw(np.arange(sum(sizes)), total, f"{seed}:all")
     start = 0

@@ -82,7 +82,7 @@ def _load(sections: tuple[SourceSection, ...], key: str, hooks: Hooks) -> list[L
             )
         if len(rows) == 0:
             raise UserError(Problem(f"source '{name}' has no rows.", key=f"{key}[{index}]"))
-        loaded.append(LoadedSource(name, f"{key}[{index}]", section, rows))
+        loaded.append(LoadedSource(name, f"{key}[{index}]", section, rows, source.note))
     return loaded
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import islice
 from typing import Any
 
@@ -36,6 +36,7 @@ class LoadedSource:
     key: str  # in the config
     section: SourceSection
     rows: Dataset
+    note: str = ""  # what the source says about how it read them
     drawn: np.ndarray = field(default_factory=lambda: np.empty(0, dtype=np.int64))
 
 
@@ -91,7 +92,9 @@ def _detect(source: LoadedSource, drawn: Dataset, examples: Examples) -> Detecte
                 key=source.key,
             )
         )
-    return detected
+    notes = [detected.sentence, source.note]
+    notes += ["rows grouped by column group"] if GROUP in drawn.column_names else []
+    return replace(detected, sentence="; ".join(filter(None, notes)))
 
 
 def _rows(

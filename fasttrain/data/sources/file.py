@@ -10,6 +10,7 @@ from datasets import Dataset
 from fasttrain.config.errors import Problem, UserError
 from fasttrain.config.schema.data import FileSourceConfig
 from fasttrain.core.interfaces import Source
+from fasttrain.data.sources import txt
 from fasttrain.data.sources.content import refuse_other_content
 from fasttrain.data.sources.csv_rows import read_csv
 from fasttrain.data.sources.json_rows import read_json
@@ -18,13 +19,12 @@ from fasttrain.data.sources.parquet import read_parquet
 from fasttrain.data.sources.paths import find_files
 from fasttrain.data.sources.rows import RawRow, write_rows
 from fasttrain.data.sources.text_lines import shown
-from fasttrain.data.sources.txt import read_txt
 
 READERS: dict[str, Callable[[Path], Iterator[RawRow]]] = {
     ".jsonl": read_jsonl,
     ".json": read_json,
     ".csv": read_csv,
-    ".txt": read_txt,
+    ".txt": txt.read_txt,
 }
 
 
@@ -40,6 +40,8 @@ class FileSource(Source):
         says. A row that cannot be read becomes a row with `_problem`.
         """
         paths, kind = find_files(self.config.path)
+        if kind == ".txt":
+            self.note = txt.NOTE
         for path in paths:
             refuse_other_content(path, kind)
         if kind == ".parquet":

@@ -17,6 +17,7 @@ from fasttrain.config.errors import Problem, UserError
 from fasttrain.config.schema.data import HuggingFaceSourceConfig
 from fasttrain.core.interfaces import Source
 from fasttrain.data.sources.paths import file_format
+from fasttrain.runtime.hub import hub_reachable
 
 _HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
 # Names that `load_dataset` takes for a file format, and would look for files of.
@@ -47,8 +48,7 @@ class HuggingFaceSource(Source):
         """The rows of one split. UserError where it is missing, damaged or out of reach."""
         name = self.config.name_or_path
         directory = Path(name).expanduser()
-        with _quiet():
-            return self._saved(directory) if directory.exists() else self._from_hub(name)
+        return self._saved(directory) if directory.exists() else self._from_hub(name)
 
     def _saved(self, directory: Path) -> Dataset:
         if not any((directory / name).is_file() for name in ("state.json", "dataset_dict.json")):
@@ -92,12 +92,13 @@ class HuggingFaceSource(Source):
         if name in _FORMAT_NAMES:
             raise UserError(Problem("a file format, not a dataset; give the file.", where=name))
         try:
-            return datasets.load_dataset(
-                name,
-                name=self.config.config_name,
-                split=self.config.split,
-                revision=self.config.revision,
-            )
+            with _quiet():
+                return datasets.load_dataset(
+                    name,
+                    name=self.config.config_name,
+                    split=self.config.split,
+                    revision=self.config.revision,
+                )
         except DatasetNotFoundError as error:
             raise UserError(
                 Problem(
@@ -128,16 +129,22 @@ def _line(error: BaseException) -> str:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """No progress bars and no retry messages: errors are told once, by us."""
+    """No progress bars and no retry messages: errors are told once, by us.
+
+    Where the hub can't be reached, datasets looks into its cache at once, without retries.
+    """
     log = logging.getLogger("huggingface_hub")
     level = log.level
     noisy = [each for each in (datasets.utils, hub) if not each.are_progress_bars_disabled()]
     for library in noisy:
         library.disable_progress_bars()
     log.setLevel(logging.ERROR)
+    offline = datasets.config.HF_HUB_OFFLINE
+    datasets.config.HF_HUB_OFFLINE = offline or not hub_reachable()
     try:
         yield
     finally:
+        datasets.config.HF_HUB_OFFLINE = offline
         log.setLevel(level)
         for library in noisy:
             library.enable_progress_bars()

@@ -13,6 +13,9 @@ from fasttrain.data.sources.text_lines import TextLines, shown
 PASSAGE_CHARACTERS = 2048
 
 
+NOTE = f"cut between paragraphs into passages of at most {PASSAGE_CHARACTERS:,} characters"
+
+
 def read_txt(path: Path) -> Iterator[RawRow]:
     """Passages of whole paragraphs, each at most PASSAGE_CHARACTERS long where lines allow it.
 
