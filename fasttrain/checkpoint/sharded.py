@@ -17,6 +17,7 @@ import hashlib
 import json
 import logging
 import os
+import re
 import secrets
 from pathlib import Path
 
@@ -44,6 +45,8 @@ from fasttrain.runtime.files import (
     write_new,
 )
 from fasttrain.runtime.random_state import random_state, set_random_state
+
+_STEP_NAME = re.compile(r"step-\d+")
 
 log = logging.getLogger("fasttrain")
 
@@ -190,9 +193,17 @@ def _read_manifests(paths: list[Path]) -> tuple[list[tuple[Path, Manifest]], lis
             skipped.append(f"{path}: is a symbolic link")
             continue
         try:
-            readable.append((path, read_manifest(path)))
+            manifest = read_manifest(path)
         except IncompleteError as reason:
             skipped.append(f"{path}: {reason}")
+            continue
+        if (
+            _STEP_NAME.fullmatch(path.name)
+            and int(path.name.removeprefix("step-")) != manifest.step
+        ):
+            skipped.append(f"{path}: manifest.json is of step {manifest.step}")
+            continue
+        readable.append((path, manifest))
     readable.sort(key=lambda found: (-found[1].step, found[0]))
     return readable, skipped
 

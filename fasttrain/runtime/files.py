@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 import hashlib
+import logging
 import os
 import secrets
 import shutil
@@ -23,6 +24,8 @@ TEMPORARY = ".tmp-"
 
 REPLACED = ".replaced"
 """Suffix of a directory that is just being replaced."""
+
+log = logging.getLogger("fasttrain")
 
 
 def temporary_name(target: Path) -> Path:
@@ -127,18 +130,29 @@ def replace_directory(target: Path, write: Callable[[Path], None]) -> None:
 
 
 def remove_directory(directory: Path) -> None:
-    """Delete a directory, if it is there, so that no half of it is ever seen under its name."""
-    if not directory.exists():
-        return
-    doomed = temporary_name(directory)
-    os.rename(directory, doomed)
-    shutil.rmtree(doomed)
+    """Delete a directory, if it is there, so that no half of it is ever seen under its name.
+
+    OSError where it can't be taken away; what then can't be deleted is told, and stays under a
+    temporary name.
+    """
+    if directory.exists():
+        doomed = temporary_name(directory)
+        os.rename(directory, doomed)
+        _delete(doomed)
 
 
 def remove_temporaries(directory: Path) -> None:
     """Delete what writers that died left in `directory`. Its lock must be held."""
     for entry in directory.glob(f"{TEMPORARY}*"):
-        if entry.is_dir() and not entry.is_symlink():
-            shutil.rmtree(entry)
+        _delete(entry)
+
+
+def _delete(path: Path) -> None:
+    """Delete a file, a link or a tree. Space that can't be had back is no reason to stop."""
+    try:
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
         else:
-            entry.unlink()
+            path.unlink()
+    except OSError as error:
+        log.warning("%s could not be deleted: %s", path, error)
