@@ -36,9 +36,7 @@ def _read_variables(
         variable = _VARIABLE.fullmatch(match[1])
         if variable is None:
             hint = f"Write ${{env:{match[1]}}}." if match[1].isidentifier() else ""
-            what = (
-                f"'{match[0]}' cannot be read (expected ${{env:NAME}} or ${{env:NAME:-default}})."
-            )
+            what = f"unreadable (got '{match[0]}', expected {_FORMS})."
             problems.append(Problem(what, where=node.origin.where, key=key, hint=hint))
             return match[0]
         name, default = variable[1], variable[2]

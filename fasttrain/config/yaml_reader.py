@@ -153,7 +153,8 @@ class _TreeBuilder:
         if event.anchor is not None:
             self._anchors[event.anchor] = None
         if event.tag is not None:
-            self._report(origin, path, f"the tag '{event.tag}' is not read.", "Remove it.")
+            tag = event.tag.replace("tag:yaml.org,2002:", "!!")
+            self._report(origin, path, f"the tag '{tag}' is not read.", "Remove it.")
         node = Node(self._value(event, path), origin)
         if event.anchor is not None:
             self._anchors[event.anchor] = node
@@ -200,9 +201,7 @@ class _TreeBuilder:
 
     def _unfolded(self, anchor: str, origin: Origin, path: KeyPath) -> Node:
         if anchor not in self._anchors:
-            raise _error(
-                origin.where, f"the alias '*{anchor}' has no anchor '&{anchor}' before it."
-            )
+            raise _error(origin.where, f"no anchor '&{anchor}' stands before the alias '*{anchor}'.")
         node = self._anchors[anchor]
         if node is None:
             raise _error(origin.where, f"the anchor '&{anchor}' contains itself.")
