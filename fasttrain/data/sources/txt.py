@@ -24,28 +24,28 @@ def read_txt(path: Path) -> Iterator[RawRow]:
     """
     lines = TextLines(path)
     name = shown(path)
-    passage: list[str] = []
-    size, begin, last_blank = 0, 1, 0
+    passage: list[tuple[int, str]] = []  # line numbers and lines
+    size, last_blank = 0, 0
     for text in lines:
         trouble = lines.take_trouble()
         if trouble is not None:
             yield trouble
             continue
         line = text.rstrip("\r\n") + "\n"
-        if size + len(line) > PASSAGE_CHARACTERS and passage:
+        while passage and size + len(line) > PASSAGE_CHARACTERS:
             cut = last_blank or len(passage)
-            yield from _row(passage[:cut], f"{name}:{begin}")
-            begin += cut
+            yield from _row(passage[:cut], name)
             passage = passage[cut:]
-            size, last_blank = sum(map(len, passage)), 0
-        passage.append(line)
+            size, last_blank = sum(len(rest) for _, rest in passage), 0
+        passage.append((lines.number, line))
         size += len(line)
         if line.isspace():
             last_blank = len(passage)
-    yield from _row(passage, f"{name}:{begin}")
+    yield from _row(passage, name)
 
 
-def _row(lines: list[str], origin: str) -> Iterator[RawRow]:
-    text = "".join(lines).strip("\n")
+def _row(passage: list[tuple[int, str]], name: str) -> Iterator[RawRow]:
+    text = "".join(line for _, line in passage)
     if text.strip():
-        yield RawRow(origin, {"text": text})
+        first = next(number for number, line in passage if line.strip())
+        yield RawRow(f"{name}:{first}", {"text": text.strip("\n")})
