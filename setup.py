@@ -36,9 +36,9 @@ def missing_tools() -> str | None:
     compilers = chosen[:1] or ["c++", "g++", "clang++"]
     absent = [name for name in ("cmake", "ninja") if find_tool(name) is None]
     if not any(map(find_tool, compilers)):
-        absent.insert(0, f"a C++ compiler ({' or '.join(compilers)})")
+        absent.insert(0, f"C++ compiler ({' or '.join(compilers)})")
     if find_spec("torch") is None:
-        absent.append("torch, for its headers")
+        absent.append("torch (for its headers)")
     if not absent:
         return None
     return f"the install found no {' and no '.join(absent)}; get it, then install again"

@@ -137,7 +137,7 @@ def test_without_a_compiler_the_install_goes_on_and_says_so(tmp_path):
     assert install(tmp_path / "b", CXX="no-such-compiler") == ["_C_cpu.missing"]
     said = (tmp_path / "b" / "fasttrain_kernels" / "_C_cpu.missing").read_text()
     assert said == (
-        "the install found no a C++ compiler (no-such-compiler); get it, then install again\n"
+        "the install found no C++ compiler (no-such-compiler); get it, then install again\n"
     )
 
 
