@@ -125,7 +125,7 @@ class Console(Callback):
 
     def _eta(self, run: Run) -> float | None:
         """Seconds to the horizon at this process's pace, evaluations and saves included."""
-        if not run.steps_this_process:
+        if not run.steps_this_process or run.step >= run.total_steps:
             return None
         elapsed = time.monotonic() - self._started
         return elapsed / run.steps_this_process * (run.total_steps - run.step)

@@ -51,7 +51,7 @@ class Samples(Callback):
         if self.before.keys() != written.keys():
             self.before = written
             output().print(
-                *self._block(f"step {run.step}", ("wrote", self.latest)), indent=LABEL_WIDTH
+                *self._block(f"step {run.step}", ("writes", self.latest)), indent=LABEL_WIDTH
             )
 
     def on_evaluation_end(self, run: Run, record: EvaluationRecord) -> None:
@@ -59,8 +59,7 @@ class Samples(Callback):
             return
         self._write(run)
         lines = [
-            f"{shorten(prompt, 60)} → {shorten(text, WIDTH)}"
-            for (prompt, _), text in zip(self.prompts, self.latest, strict=True)
+            f"{number} now     {shorten(text, WIDTH)}" for number, text in enumerate(self.latest, 1)
         ]
         output().print(*section("samples", lines), indent=LABEL_WIDTH)
 
@@ -100,11 +99,13 @@ class Samples(Callback):
 
     def _block(self, when: str, *columns: tuple[str, list[str]]) -> list[Any]:
         lines = [when]
-        for number, (prompt, expected) in enumerate(self.prompts):
-            lines.append(f"prompt    {shorten(prompt, WIDTH)}")
+        for number, (prompt, expected) in enumerate(self.prompts, 1):
+            lines.append(f"{number} prompt  {shorten(prompt, WIDTH)}")
             if expected is not None:
-                lines.append(f"expected  {shorten(expected, WIDTH)}")
-            lines += [f"{label:<10}{shorten(texts[number], WIDTH)}" for label, texts in columns]
+                lines.append(f"  answer  {shorten(expected, WIDTH)}")
+            lines += [
+                f"  {label:<8}{shorten(texts[number - 1], WIDTH)}" for label, texts in columns
+            ]
         return section("samples", lines)
 
 

@@ -67,7 +67,6 @@ def explain_kernels(file: str, overrides: Sequence[str]) -> None:
     factory = MODELS.component(config.model.type)(config.model)
     model = factory.skeleton()
     plan = select_kernels(model, profile(config, factory.max_length()), config.kernels)
-    output().print(model.describe())
     output().print(*kernel_section(plan), indent=LABEL_WIDTH)
 
 

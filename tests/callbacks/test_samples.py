@@ -42,17 +42,17 @@ def test_before_during_and_after(run, capsys):
     samples.on_train_start(run, None)
     assert capsys.readouterr().out == (
         "samples    step 0\n"
-        "           prompt    ask↵\n"
-        "           expected  say\n"
-        "           wrote     text 1 for ask\n"
-        "           prompt    why↵\n"
-        "           expected  so\n"
-        "           wrote     text 1 for why\n"
+        "           1 prompt  ask↵\n"
+        "             answer  say\n"
+        "             writes  text 1 for ask\n"
+        "           2 prompt  why↵\n"
+        "             answer  so\n"
+        "             writes  text 1 for why\n"
     )
     run.step = run.steps_this_process = 10
     samples.on_evaluation_end(run, evaluation(10, 1.0))
     assert capsys.readouterr().out == (
-        "samples    ask↵ → text 2 for ask\n           why↵ → text 2 for why\n"
+        "samples    1 now     text 2 for ask\n           2 now     text 2 for why\n"
     )
     run.step = 20
     samples.on_evaluation_end(run, evaluation(20, 1.0))
@@ -60,14 +60,14 @@ def test_before_during_and_after(run, capsys):
     assert run.model.calls == 3, "at the last step it writes once"
     assert capsys.readouterr().out.endswith(
         "samples    step 20\n"
-        "           prompt    ask↵\n"
-        "           expected  say\n"
-        "           before    text 1 for ask\n"
-        "           now       text 3 for ask\n"
-        "           prompt    why↵\n"
-        "           expected  so\n"
-        "           before    text 1 for why\n"
-        "           now       text 3 for why\n"
+        "           1 prompt  ask↵\n"
+        "             answer  say\n"
+        "             before  text 1 for ask\n"
+        "             now     text 3 for ask\n"
+        "           2 prompt  why↵\n"
+        "             answer  so\n"
+        "             before  text 1 for why\n"
+        "             now     text 3 for why\n"
     )
 
 
@@ -81,7 +81,7 @@ def test_a_resumed_run_remembers_what_was_written_before_the_first_step(run, cap
     second.on_train_start(run, None)
     assert capsys.readouterr().out == ""
     second.on_train_end(run, None)
-    assert "before    text 1 for ask\n           now       text 2" in capsys.readouterr().out
+    assert "before  text 1 for ask\n             now     text 2" in capsys.readouterr().out
 
 
 def test_a_run_that_is_told_to_leave_writes_nothing_more(run, capsys):
@@ -107,7 +107,7 @@ def test_own_prompts_are_put_into_the_chat_template(run, capsys):
     samples = Samples(SamplesConfig(prompts=("hello",)))
     samples.on_data_ready(run, report(eval_documents=0))
     samples.on_train_start(run, None)
-    assert "prompt    <user>hello<answer>" in capsys.readouterr().out
+    assert "1 prompt  <user>hello<answer>" in capsys.readouterr().out
 
 
 def test_random_states_modes_and_gradients_are_as_before(run):
