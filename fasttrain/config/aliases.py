@@ -271,6 +271,8 @@ def read_alias(
 ) -> list[AliasUse]:
     """Put one alias's value where it belongs. `given` are the keys that already have theirs."""
     where = node.origin.where
+    if node.value is None:
+        return []  # a key without a value gives nothing
     if alias in ELSEWHERE:
         problems.append(Problem("not a key here.", where, alias, ELSEWHERE[alias]))
         return []

@@ -96,10 +96,12 @@ def _import_file(path: str) -> ModuleType:
 
 
 def _failure(name: str, error: Exception) -> str:
-    """The error with the user's own line."""
-    last = traceback.extract_tb(error.__traceback__)[-1]
-    place = f"{os.path.basename(last.filename)}:{last.lineno}"
+    """The error with the line of the user's own code that it came from."""
+    frames = traceback.extract_tb(error.__traceback__)
+    own = [frame for frame in frames if frame.filename == name] or frames
+    place = f"{os.path.basename(own[-1].filename)}:{own[-1].lineno}"
+    text = str(error)
     if isinstance(error, SyntaxError) and error.filename:
-        place = f"{os.path.basename(error.filename)}:{error.lineno}"
-    text = str(error.msg if isinstance(error, SyntaxError) else error).split("\n")[0]
-    return f"importing it failed: {type(error).__name__}: {text} ({place})."
+        place, text = f"{os.path.basename(error.filename)}:{error.lineno}", error.msg
+    first = text.split("\n")[0].rstrip(".")
+    return f"importing it failed: {type(error).__name__}: {first} ({place})."
