@@ -61,13 +61,16 @@ FT_INLINE VecF32 widen(VecU16 bits) {
   return reinterpret_cast<VecF32>(__builtin_convertvector(bits, VecU32) << 16);
 }
 
-FT_INLINE VecU16 narrow(VecF32 value) {
+// The result is in the upper halves; what is left in the lower ones means nothing.
+FT_INLINE VecU32 round_upper_half(VecF32 value) {
   const VecU32 bits = reinterpret_cast<VecU32>(value);
-  const VecU32 rounded = (bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16;
+  const VecU32 rounded = bits + 0x7fffu + ((bits >> 16) & 1u);
   // Rounding could carry a NaN's mantissa over into infinity: keep NaN, made quiet.
-  const VecU32 quiet = (bits >> 16) | 0x40u;
-  const VecU32 is_nan = reinterpret_cast<VecU32>(value != value);
-  return __builtin_convertvector((quiet & is_nan) | (rounded & ~is_nan), VecU16);
+  return value != value ? bits | 0x400000u : rounded;
+}
+
+FT_INLINE VecU16 narrow(VecF32 value) {
+  return __builtin_convertvector(round_upper_half(value) >> 16, VecU16);
 }
 
 // What `value` becomes when it is stored as T and read back.
@@ -77,7 +80,7 @@ FT_INLINE Vec<Acc<T>> round_to(Vec<Acc<T>> value) {
 }
 template <>
 FT_INLINE VecF32 round_to<BFloat16>(VecF32 value) {
-  return widen(narrow(value));
+  return reinterpret_cast<VecF32>(round_upper_half(value) & 0xffff0000u);
 }
 
 // ---- loads and stores: unaligned, whole or the first n lanes -----------------------------------
