@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from types import ModuleType
 
 from fasttrain.config.errors import Problem
-from fasttrain.config.registry import REGISTRIES
+from fasttrain.config.registry import IMPORTED_FILES, REGISTRIES
 from fasttrain.config.tree import Node, key_text
 
 # Files get a module name of their own: nothing goes on sys.path, no installed module is shadowed.
@@ -41,6 +41,7 @@ def run_imports(nodes: list[tuple[Node, str]], problems: list[Problem]) -> list[
     Components that files of an earlier config registered in this process are forgotten first: a
     config sees what it would see in a process of its own.
     """
+    IMPORTED_FILES.clear()
     for registry in REGISTRIES.values():
         registry.forget(FILE_MODULES)
     done: dict[str, Imported] = {}
@@ -92,6 +93,7 @@ def _import_file(path: str) -> ModuleType:
     except BaseException:
         del sys.modules[name]
         raise
+    IMPORTED_FILES[stem] = name
     return module
 
 

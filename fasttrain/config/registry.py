@@ -14,10 +14,14 @@ if TYPE_CHECKING:
 C = TypeVar("C", bound=type)
 
 
+# Files under `imports:` by their stem, so that `my_code:Class` finds what ./my_code.py defines.
+IMPORTED_FILES: dict[str, str] = {}
+
+
 def resolve(path: str) -> Any:
     """The object at `module:Name`."""
     module, _, name = path.partition(":")
-    return getattr(importlib.import_module(module), name)
+    return getattr(importlib.import_module(IMPORTED_FILES.get(module, module)), name)
 
 
 class Registry:

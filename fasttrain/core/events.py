@@ -39,6 +39,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 
+from fasttrain.config.errors import Problem, UserError
 from fasttrain.config.schema.base import ComponentSection
 from fasttrain.core.interfaces import (
     DataReport,
@@ -184,13 +185,16 @@ WRAPPABLE: dict[str, type | tuple[type, ...]] = {
 
 
 def refuse_unknown_hooks(callback: type[Callback]) -> None:
-    """Raise TypeError where a method is named like a hook and is none."""
+    """UserError, with the list of hooks, where a method is named like a hook and is none."""
     known = set(OBSERVERS) | {f"wrap_{name}" for name in WRAPPABLE}
     for name, value in inspect.getmembers(callback, callable):
         if name.startswith(("on_", "wrap_")) and name not in known:
-            raise TypeError(
-                f"{callback.__name__}.{name} is no hook ({value.__qualname__}). "
-                f"The hooks are: {', '.join(sorted(known))}."
+            raise UserError(
+                Problem(
+                    key="callbacks",
+                    what=f"{callback.__name__}.{name} is no hook ({value.__qualname__}).",
+                    hint=f"The hooks are: {', '.join(sorted(known))}.",
+                )
             )
 
 

@@ -7,6 +7,7 @@ import pytest
 import torch
 from toys import ToyModel, batch_of, document, step_batch
 
+from fasttrain.config.errors import UserError
 from fasttrain.config.schema.checkpoint import CheckpointSection
 from fasttrain.config.schema.engine import LocalEngineConfig
 from fasttrain.config.schema.run import EvalConfig, LoggingConfig
@@ -306,5 +307,5 @@ def test_a_misspelt_hook_is_refused_with_the_list():
     class Misspelt(Callback):
         def on_stepend(self, run, record): ...
 
-    with pytest.raises(TypeError, match=r"Misspelt\.on_stepend is no hook.*on_step_end"):
+    with pytest.raises(UserError, match=r"Misspelt\.on_stepend is no hook.*on_step_end"):
         Misspelt()
