@@ -116,11 +116,15 @@ class Console(Callback):
 
     def _draw(self, run: Run, record: LogRecord) -> None:
         self._drawn = time.monotonic()
-        output().progress(self._line(run, record))
+        output().progress(self._line(run, record, width=output().console.width))
 
-    def _line(self, run: Run, record: LogRecord) -> str:
+    def _line(self, run: Run, record: LogRecord, width: int | None = None) -> str:
         return progress_line(
-            record, step=run.step, total_steps=run.total_steps, eta_seconds=self._eta(run)
+            record,
+            step=run.step,
+            total_steps=run.total_steps,
+            eta_seconds=self._eta(run),
+            width=width,
         )
 
     def _eta(self, run: Run) -> float | None:

@@ -5,26 +5,41 @@ from __future__ import annotations
 from fasttrain.callbacks.human import count, duration, size
 from fasttrain.core.events import CheckpointRecord, EvaluationRecord, LogRecord, Resumed
 
+# What a narrow terminal does without, the first first.
+SPARED = ("peak", "lr", "gnorm", "extras", "speed")
+
 
 def progress_line(
-    record: LogRecord, *, step: int, total_steps: int, eta_seconds: float | None
+    record: LogRecord,
+    *,
+    step: int,
+    total_steps: int,
+    eta_seconds: float | None,
+    width: int | None = None,
 ) -> str:
-    """`step 120/4000 · loss 1.234 · …`. `step` may have moved on since `record`."""
+    """`step 120/4000 · loss 1.234 · …`, in `width` characters as far as parts can be spared.
+    `step` may have moved on since `record`."""
     supervised_rate = record.tokens_per_second * record.supervised_tokens / max(record.tokens, 1)
-    parts = [
-        f"step {step}/{total_steps}",
-        f"loss {record.loss:.3f}",
-        *(f"{name} {value:.3g}" for name, value in record.extras.items()),
-        f"gnorm {record.grad_norm:.2f}",
-        f"lr {record.lr:.2e}",
-        f"{count(record.tokens_per_second)} tok/s ({count(supervised_rate)} supervised)",
-        f"peak {size(record.peak_memory_bytes)}",
-    ]
-    if record.skipped_steps:
-        parts.append(f"skipped {record.skipped_steps}")
-    if eta_seconds is not None:
-        parts.append(f"ETA {duration(eta_seconds)}")
-    return " · ".join(parts)
+    parts = {
+        "step": f"step {step}/{total_steps}",
+        "loss": f"loss {record.loss:.3f}",
+        "extras": " · ".join(f"{name} {value:.3g}" for name, value in record.extras.items()),
+        "gnorm": f"gnorm {record.grad_norm:.2f}",
+        "lr": f"lr {record.lr:.2e}",
+        "speed": f"{count(record.tokens_per_second)} tok/s ({count(supervised_rate)} supervised)",
+        "peak": f"peak {size(record.peak_memory_bytes)}",
+        "skipped": f"skipped {record.skipped_steps}" if record.skipped_steps else "",
+        "eta": "" if eta_seconds is None else f"ETA {duration(eta_seconds)}",
+    }
+    for spared in SPARED:
+        if width is None or len(_joined(parts)) <= width:
+            break
+        parts[spared] = ""
+    return _joined(parts)
+
+
+def _joined(parts: dict[str, str]) -> str:
+    return " · ".join(filter(None, parts.values()))
 
 
 def evaluation_line(record: EvaluationRecord) -> str:

@@ -58,9 +58,7 @@ class Samples(Callback):
         if record.step == self.latest_step:
             return
         self._write(run)
-        lines = [
-            f"{number} now     {shorten(text, WIDTH)}" for number, text in enumerate(self.latest, 1)
-        ]
+        lines = [f"{number} now     {_shown(text)}" for number, text in enumerate(self.latest, 1)]
         output().print(*section("samples", lines), indent=LABEL_WIDTH)
 
     def on_train_end(self, run: Run, record: None) -> None:
@@ -100,13 +98,15 @@ class Samples(Callback):
     def _block(self, when: str, *columns: tuple[str, list[str]]) -> list[Any]:
         lines = [when]
         for number, (prompt, expected) in enumerate(self.prompts, 1):
-            lines.append(f"{number} prompt  {shorten(prompt, WIDTH)}")
+            lines.append(f"{number} prompt  {_shown(prompt)}")
             if expected is not None:
-                lines.append(f"  answer  {shorten(expected, WIDTH)}")
-            lines += [
-                f"  {label:<8}{shorten(texts[number - 1], WIDTH)}" for label, texts in columns
-            ]
+                lines.append(f"  answer  {_shown(expected)}")
+            lines += [f"  {label:<8}{_shown(texts[number - 1])}" for label, texts in columns]
         return section("samples", lines)
+
+
+def _shown(text: str) -> str:
+    return shorten(text, WIDTH) or "(nothing)"
 
 
 @contextmanager

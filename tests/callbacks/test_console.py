@@ -5,6 +5,7 @@ import logging
 
 import pytest
 import torch
+from fake_run import evaluation, log_record, make_run, result, step_end
 from rich.console import Console as RichConsole
 
 from fasttrain.callbacks import console as console_module
@@ -14,7 +15,6 @@ from fasttrain.core.events import CheckpointRecord, Resumed
 from fasttrain.core.interfaces import KernelPlan
 from fasttrain.runtime import log
 from fasttrain.runtime.log import Output
-from runs import evaluation, log_record, make_run, result, step_end
 
 
 @pytest.fixture(autouse=True)

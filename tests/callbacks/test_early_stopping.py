@@ -1,11 +1,11 @@
 """Patience."""
 
 import pytest
+from fake_run import evaluation, make_run, report
 
 from fasttrain.callbacks.early_stopping import EarlyStopping
 from fasttrain.config.errors import UserError
 from fasttrain.config.schema.callback import EarlyStoppingConfig
-from runs import evaluation, make_run, report
 
 
 def feed(callback, run, losses, first_step=1):

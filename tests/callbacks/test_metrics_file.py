@@ -5,11 +5,11 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from fake_run import evaluation, log_record, make_run, result
 
 from fasttrain.callbacks.metrics_file import MetricsFile
 from fasttrain.config.errors import UserError
 from fasttrain.core.interfaces import Topology
-from runs import evaluation, log_record, make_run, result
 
 FIELDS = [
     "step", "epoch", "loss", "lr", "grad_norm", "tokens", "supervised_tokens",

@@ -4,10 +4,10 @@ import json
 import logging
 
 import pytest
+from fake_run import log_record, make_run, result, step_end
 
 from fasttrain.callbacks.nonfinite_guard import MAX_UNREAD, NonFiniteGuard
 from fasttrain.config.schema.callback import NonFiniteGuardConfig
-from runs import log_record, make_run, result, step_end
 
 NAN = float("nan")
 

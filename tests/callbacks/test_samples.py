@@ -5,13 +5,13 @@ import random
 import numpy as np
 import pytest
 import torch
+from fake_run import evaluation, make_run, report
 from toys import ToyModel
 
 from fasttrain.callbacks.samples import Samples
 from fasttrain.config.errors import UserError
 from fasttrain.config.schema.callback import SamplesConfig
 from fasttrain.runtime import log
-from runs import evaluation, make_run, report
 
 
 class Writer(ToyModel):

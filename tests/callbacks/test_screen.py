@@ -3,6 +3,7 @@
 import io
 
 import torch
+from fake_run import report
 from rich.console import Console as RichConsole
 from torch import nn
 from toys import ToyModel
@@ -10,7 +11,6 @@ from toys import ToyModel
 from fasttrain.callbacks import screen
 from fasttrain.core.interfaces import DecodedSample, KernelPlan, KernelRow, SourceReport
 from fasttrain.runtime.log import Output
-from runs import report
 
 
 def plain(lines):

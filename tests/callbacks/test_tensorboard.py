@@ -3,10 +3,10 @@
 import importlib.util
 
 import pytest
+from fake_run import evaluation, log_record, make_run, result
 
 from fasttrain.callbacks.tensorboard import TensorBoard
 from fasttrain.config.errors import UserError
-from runs import evaluation, log_record, make_run, result
 
 
 def scalars(directory, name):

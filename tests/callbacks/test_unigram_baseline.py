@@ -4,11 +4,11 @@ import math
 
 import pytest
 import torch
+from fake_run import LettersHeldOut, LettersTrain, evaluation, make_run, report
 
 from fasttrain.callbacks.unigram_baseline import UnigramBaseline, unigram_loss
 from fasttrain.config.errors import UserError
 from fasttrain.runtime import log
-from runs import LettersHeldOut, LettersTrain, evaluation, make_run, report
 
 # Targets in training: a once, b twice, c three times; plus one each of 27 letters: 33 in all.
 # Held out are two b and three c.
