@@ -8,7 +8,7 @@ from fasttrain.scheduler.warmup import decay_progress, warmup_factor, warmup_ste
 
 
 class LinearFactory(SchedulerFactory):
-    """(1 − p) + min_ratio · p, where p goes from 0 at the peak to 1 at the last step."""
+    """(1 − p) + min_ratio · p, where p goes from 0 at the peak to 1 just after the last step."""
 
     Config = LinearConfig
 
@@ -16,6 +16,6 @@ class LinearFactory(SchedulerFactory):
         warmup = warmup_steps(self.config, total_steps)
         if step < warmup:
             return warmup_factor(step, warmup)
-        progress = decay_progress(step, max(warmup - 1, 0), total_steps - 1)
+        progress = decay_progress(step, max(warmup - 1, 0), total_steps)
         ratio: float = self.config.min_ratio
         return (1.0 - progress) + ratio * progress

@@ -45,7 +45,8 @@ def warmup_factor(step: int, warmup: int) -> float:
 def decay_progress(step: int, first: int, last: int) -> float:
     """Share of the way from step `first` (0) to step `last` (1), both included; held outside them.
 
-    `first` is the last step at the peak. Where `last` isn't after it nothing decays: 0.
+    `first` is the last step at the peak, `last` the one that the run no longer trains: like the
+    first step of a warm-up, its last step still learns. Where `last` isn't after `first`: 0.
     """
     if last <= first:
         return 0.0

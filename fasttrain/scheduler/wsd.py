@@ -9,8 +9,8 @@ from fasttrain.scheduler.warmup import decay_progress, warmup_factor, warmup_ste
 
 
 class WsdFactory(SchedulerFactory):
-    """1 after the warm-up, then over the last `decay_ratio` of all steps a straight line down to
-    min_ratio at the last step."""
+    """1 after the warm-up, then over the last `decay_ratio` of all steps a straight line down,
+    which would be at min_ratio just after the last step."""
 
     Config = WsdConfig
 
@@ -21,7 +21,7 @@ class WsdFactory(SchedulerFactory):
             return warmup_factor(step, warmup)
         # Even where all of the run decays, its first step is at the peak.
         peak = max(total_steps - 1 - decay, warmup - 1, 0)
-        progress = decay_progress(step, peak, total_steps - 1)
+        progress = decay_progress(step, peak, total_steps)
         ratio: float = self.config.min_ratio
         return (1.0 - progress) + ratio * progress
 

@@ -23,19 +23,20 @@ class ConstantConfig(SchedulerSection):
 
 
 class LinearConfig(SchedulerSection):
-    """Warm-up, then a straight line down to min_ratio at the last step."""
+    """Warm-up, then a straight line down that reaches min_ratio just after the last step."""
 
     type: Literal["linear"] = "linear"
     min_ratio: Fraction = 0.0
-    """Learning rate at the last step as a share of the peak."""
+    """Where the learning rate goes, as a share of the peak."""
 
 
 class CosineConfig(SchedulerSection):
-    """Warm-up, then half a cosine down to min_ratio at the last step (arXiv 1608.03983)."""
+    """Warm-up, then half a cosine that reaches min_ratio just after the last step
+    (arXiv 1608.03983)."""
 
     type: Literal["cosine"] = "cosine"
     min_ratio: Fraction = 0.0
-    """Learning rate at the last step as a share of the peak."""
+    """Where the learning rate goes, as a share of the peak."""
 
 
 class WsdConfig(SchedulerSection):
@@ -45,4 +46,4 @@ class WsdConfig(SchedulerSection):
     decay_ratio: Fraction = 0.1
     """Decay as a share of all steps."""
     min_ratio: Fraction = 0.0
-    """Learning rate at the last step as a share of the peak."""
+    """Where the learning rate goes, as a share of the peak."""
