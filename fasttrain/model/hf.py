@@ -30,7 +30,9 @@ class HuggingFaceModelFactory(ModelFactory):
     def max_length(self) -> int | None:
         return _max_length(read_config(self.config))
 
-    def build(self, *, tokenizer: Any, precision: Precision, device: torch.device) -> HFLanguageModel:
+    def build(
+        self, *, tokenizer: Any, precision: Precision, device: torch.device
+    ) -> HFLanguageModel:
         config = read_config(self.config)
         _refuse_foreign_tokenizer(tokenizer, config)
         causal_lm = load_weights(self.config, config, precision.parameters)
@@ -49,7 +51,9 @@ class RandomModelFactory(ModelFactory):
     def max_length(self) -> int | None:
         return _max_length(self._transformers_config({}))
 
-    def build(self, *, tokenizer: Any, precision: Precision, device: torch.device) -> HFLanguageModel:
+    def build(
+        self, *, tokenizer: Any, precision: Precision, device: torch.device
+    ) -> HFLanguageModel:
         config = self._transformers_config(_tokenizer_facts(tokenizer))
         _refuse_foreign_tokenizer(tokenizer, config)
         # On the CPU, so that a seed gives the same weights whatever the device.
@@ -184,5 +188,5 @@ def _refuse_unknown_sizes(architecture: str, given: dict[str, Any], known: set[s
 
 def _config_keys(config_class: type) -> set[str]:
     """Names that a config class understands: its annotated fields, and other names for them."""
-    fields = {name for base in config_class.__mro__ for name in getattr(base, "__annotations__", {})}
-    return fields | set(getattr(config_class, "attribute_map", {}))
+    fields = [getattr(base, "__annotations__", {}) for base in config_class.__mro__]
+    return set().union(*fields, getattr(config_class, "attribute_map", {}))

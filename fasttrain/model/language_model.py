@@ -1,4 +1,4 @@
-"""A causal language model of transformers as the trainer sees it: body, head and loss in one module."""
+"""A causal language model of transformers, as the trainer sees it: body, head and loss in one."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any, Literal, Protocol
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import GenerationConfig, PreTrainedModel
 
 from fasttrain.core.interfaces import Batch, LanguageModel
@@ -88,7 +88,7 @@ class HFLanguageModel(LanguageModel):
         run = partial(way.hidden_states, self.causal_lm.base_model)
         return in_groups(run, batch, self._rope_limit)
 
-    # --- use ---------------------------------------------------------------------------------------
+    # --- use -------------------------------------------------------------------------------------
 
     def generate(self, prompts: list[str], *, tokenizer: Any, max_new_tokens: int) -> list[str]:
         """One prompt at a time, so that nothing is padded. Every mode of the model is put back."""
@@ -128,13 +128,13 @@ class HFLanguageModel(LanguageModel):
 
     def describe(self) -> str:
         config = self.causal_lm.config.get_text_config()
-        head = self.head.layer
-        tied = head.weight is self.causal_lm.get_input_embeddings().weight
+        weight = self.head.weight
+        tied = weight is self.causal_lm.get_input_embeddings().weight
         parts = [
             self.source.name if self.source else "random weights",
             type(self.causal_lm).__name__,
             f"{config.num_hidden_layers} layers of width {config.hidden_size}",
-            f"vocabulary {head.weight.shape[0]}{' (tied)' if tied else ''}",
+            f"vocabulary {weight.shape[0]}{' (tied)' if tied else ''}",
             f"attention {self.separation.kind} ({self.separation.reason})",
         ]
         if self.adapters is not None:

@@ -12,8 +12,8 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from torch import Tensor
 from fasttrain_kernels.layout import DocumentLayout
+from torch import Tensor
 
 from fasttrain.core.interfaces import Batch
 
@@ -37,7 +37,8 @@ def in_groups(run: Callable[[Batch], Tensor], batch: Batch, limit: int | None) -
     if limit is None or len(lengths) == 1 or max(lengths) <= limit:
         return run(batch)
     short = [i for i, length in enumerate(lengths) if length <= limit]
-    groups = [[i] for i, length in enumerate(lengths) if length > limit] + ([short] if short else [])
+    long = [i for i, length in enumerate(lengths) if length > limit]
+    groups = [[i] for i in long] + ([short] if short else [])
     documents: dict[int, Tensor] = {}
     for group in groups:
         hidden = run(_take(batch, group))

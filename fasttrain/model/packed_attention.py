@@ -1,10 +1,10 @@
 """Attention that keeps the documents of a flat batch apart: one attention call for each document.
 
-transformers' models take their attention from a table by name. Ours, `fasttrain_per_document`, splits
-queries, keys and values at the document lengths and never lets two documents meet, so there is no
-mask for the whole batch: T tokens in documents of length n cost Σ n², not T². The lengths travel as
-the keyword `packed_documents` of the model call, down to every layer, so that a layer which
-activation checkpointing runs again sees them again.
+transformers' models take their attention from a table by name. Ours, `fasttrain_per_document`,
+splits queries, keys and values at the document lengths and never lets two documents meet, so there
+is no mask for the whole batch: T tokens in documents of length n cost Σ n², not T². The lengths
+travel as the keyword `packed_documents` of the model call, down to every layer, so that a layer
+which activation checkpointing runs again sees them again.
 
 Shapes: T tokens in all, n of one document, Hq query and Hkv key heads, D and Dv their widths.
 """
@@ -148,7 +148,7 @@ def _attend_one(
     window: int | None,
     softcap: float | None,
 ) -> Tensor:
-    """One document: query (1, Hq, n, D), key (1, Hkv, n, D), value (1, Hkv, n, Dv) -> (1, Hq, n, Dv)."""
+    """One document of n tokens, shapes as in `attend` -> (1, Hq, n, Dv)."""
     length = query.shape[2]
     visible = None  # plain causal, which SDPA knows without a mask
     if softcap is not None or (window is not None and window < length):

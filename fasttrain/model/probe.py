@@ -40,8 +40,8 @@ def exact_products() -> Iterator[None]:
 
 
 def probe_batch(causal_lm: PreTrainedModel, *, change_neighbours: bool = False) -> Batch:
-    """Three short documents of random tokens, always the same; the first and the last can be changed.
-    The run's random state is not touched."""
+    """Three short documents of random tokens, always the same, or with the first and the last
+    changed. The run's random state is not touched."""
     vocab_size = causal_lm.get_input_embeddings().weight.shape[0]
     generator = torch.Generator().manual_seed(0)
     ids = torch.randint(vocab_size, (sum(LENGTHS),), generator=generator)

@@ -116,8 +116,8 @@ def _leak(causal_lm: PreTrainedModel, packed: Callable[[Batch], Tensor]) -> str 
 
 
 def _wrong_windows(causal_lm: PreTrainedModel, seen: list[int | None]) -> str | None:
-    """The reason, where the attention was not told of the sliding windows that the config describes.
-    The probe's documents are shorter than most windows, so that outputs alone would not show it."""
+    """The reason, where attention was not told of the sliding windows that the config describes.
+    The probe's documents are shorter than most windows: outputs alone would not show it."""
     config = causal_lm.config.get_text_config()
     window = getattr(config, "sliding_window", None)
     layers = getattr(config, "layer_types", None) or ["sliding_attention"] * len(seen)

@@ -40,7 +40,9 @@ def read_config(section: HuggingFaceModelConfig) -> Any:
             local_files_only=not _is_directory(source) and not hub_reachable(),
         )
     if getattr(config, "quantization_config", None) is not None:
-        _refuse(section, "its weights are quantised, and those can't be trained", "Use the original.")
+        _refuse(
+            section, "its weights are quantised, and those can't be trained", "Use the original."
+        )
     for key, value in section.config_overrides.items():
         _override(config, key, value)
     return config
@@ -101,16 +103,20 @@ def _check_directory(section: HuggingFaceModelConfig, path: Path) -> None:
 
 
 def check_files(directory: Path) -> None:
-    """UserError unless the directory has whole safetensors files, every one that its index names."""
+    """UserError unless the directory has whole safetensors files, and each that its index names."""
     present = {path.name for path in directory.glob("*.safetensors")}
     if not present:
         _refuse_no_safetensors(directory)
     index = directory / INDEX
-    named = set(json.loads(index.read_text("utf-8"))["weight_map"].values()) if index.exists() else ()
+    named = (
+        set(json.loads(index.read_text("utf-8"))["weight_map"].values()) if index.exists() else ()
+    )
     absent = sorted(set(named) - present)
     if absent:
         what = f"{listed(absent)}, which {INDEX} names, is missing."
-        raise UserError(Problem(where=str(directory), key=KEY, what=what, hint="Download it again."))
+        raise UserError(
+            Problem(where=str(directory), key=KEY, what=what, hint="Download it again.")
+        )
     for name in sorted(present):
         _check_size(directory / name)
 
@@ -118,7 +124,10 @@ def check_files(directory: Path) -> None:
 def _refuse_no_safetensors(directory: Path) -> NoReturn:
     pickles = sorted(p.name for p in directory.iterdir() if p.suffix in {".bin", ".pt", ".pth"})
     if not pickles:
-        what, hint = "there are no weights (*.safetensors) in it.", "Give a saved model's directory."
+        what, hint = (
+            "there are no weights (*.safetensors) in it.",
+            "Give a saved model's directory.",
+        )
     else:
         what = f"{listed(pickles)} is a pickle, which runs code when it is read."
         hint = (

@@ -1,4 +1,4 @@
-"""Whether the Hugging Face hub can be reached, asked before its client spends half a minute retrying."""
+"""Whether the Hugging Face hub can be reached, asked before its client retries for 23 seconds."""
 
 from __future__ import annotations
 

@@ -6,6 +6,7 @@ The only place that knows peft.
 from __future__ import annotations
 
 import json
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -124,7 +125,9 @@ def import_peft() -> Any:
 def attach(peft: Any, causal_lm: PreTrainedModel, config: Any) -> LoraAdapters:
     """Fresh adapters inside `causal_lm`; everything else is frozen."""
     try:
-        return LoraAdapters(peft.get_peft_model(causal_lm, config, revision=config.revision))
+        # peft asks transformers for something by a name that is going out of use.
+        with warnings.catch_warnings(action="ignore", category=FutureWarning):
+            return LoraAdapters(peft.get_peft_model(causal_lm, config, revision=config.revision))
     except ValueError as error:
         what = f"peft can't put adapters there: {' '.join(str(error).split())}"
         raise UserError(Problem(key=f"{KEY}.target_modules", what=what)) from error
@@ -133,7 +136,9 @@ def attach(peft: Any, causal_lm: PreTrainedModel, config: Any) -> LoraAdapters:
 def refuse_unmatched(causal_lm: PreTrainedModel, targets: tuple[str, ...]) -> None:
     """UserError for each name that no module has; peft would pass over it where others match."""
     names = [name for name, _ in causal_lm.named_modules()]
-    last_parts = {name.rpartition(".")[2] for name in names if not name.rpartition(".")[2].isdigit()}
+    last_parts = {
+        name.rpartition(".")[2] for name in names if not name.rpartition(".")[2].isdigit()
+    }
     problems = [
         Problem(
             key=f"{KEY}.target_modules",
@@ -155,7 +160,9 @@ def read_adapter_config(peft: Any, directory: Path) -> Any:
     where, key = str(directory), f"{KEY}.adapter_path"
     if not (directory / CONFIG_FILE).is_file():
         hint = "Give a directory that was written as adapters."
-        raise UserError(Problem(where=where, key=key, what=f"no {CONFIG_FILE} is there.", hint=hint))
+        raise UserError(
+            Problem(where=where, key=key, what=f"no {CONFIG_FILE} is there.", hint=hint)
+        )
     if not (directory / WEIGHTS_FILE).is_file():
         what = f"no {WEIGHTS_FILE} is there; other formats run code when they are read."
         raise UserError(Problem(where=where, key=key, what=what))
@@ -166,7 +173,7 @@ def read_adapter_config(peft: Any, directory: Path) -> Any:
 
 
 def load_adapters(peft: Any, peft_model: Any, directory: Path) -> None:
-    """Fill the adapters from disk; a tensor that is missing, left over or misshapen is a UserError."""
+    """Fill the adapters from disk; a missing, surplus or misshapen tensor is a UserError."""
     where, key = str(directory), f"{KEY}.adapter_path"
     try:
         state = load_file(directory / WEIGHTS_FILE)
