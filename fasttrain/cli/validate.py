@@ -34,7 +34,8 @@ def derived_facts(loaded: LoadedConfig) -> list[tuple[str, str]]:
     facts += [("data", _source(source)) for source in config.data.sources]
     facts += [("held out", _source(source)) for source in config.data.eval_sources]
     if config.data.eval_split:
-        facts.append(("held out", f"{config.data.eval_split:.4g} of the rows, by the run's seed"))
+        share = f"{100 * config.data.eval_split:g}%"
+        facts.append(("held out", f"{share} of the rows, by the run's seed"))
     facts.append(("batch", _batch(config)))
     facts.append(("horizon", _horizon(config)))
     facts.append(("output", config.output_dir or f"runs/{loaded.name} (name of the config)"))

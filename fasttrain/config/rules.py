@@ -19,6 +19,7 @@ from fasttrain.config.path_rules import (
     check_referenced_paths,
     check_resume,
 )
+from fasttrain.config.schema.callback import SamplesConfig
 from fasttrain.config.schema.model import HuggingFaceModelConfig, RandomModelConfig
 from fasttrain.config.schema.root import TrainConfig
 from fasttrain.config.schema.scheduler import WsdConfig
@@ -121,7 +122,8 @@ def check_evaluation(config: TrainConfig) -> Iterator[Problem]:
         if value:
             yield Problem("there are no held-out data to evaluate.", key=key, hint=hint)
     for index, callback in enumerate(config.callbacks):
-        if callback.type in ("early_stopping", "unigram_baseline"):
+        writes_held_out = isinstance(callback, SamplesConfig) and not callback.prompts
+        if writes_held_out or callback.type in ("early_stopping", "unigram_baseline"):
             what = f"'{callback.type}' needs held-out data, and there are none."
             yield Problem(what, key=f"callbacks[{index}]", hint=hint)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 from typing import Any
 
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel, ValidationError, create_model
 
 from fasttrain.components import DEFAULT_TYPES
 from fasttrain.config import registry
@@ -37,7 +37,7 @@ COMPONENT_LISTS: dict[tuple[str, str], Registry] = {
 
 
 def build_config(root: Node, problems: list[Problem]) -> TrainConfig:
-    """The typed config of a normalised tree. With problems, what is wrong in it has its default."""
+    """The typed config of a normalised tree. With problems, what is wrong in it is None."""
     return _Builder(root, problems).build()
 
 
@@ -146,7 +146,7 @@ class _Builder:
     # --- validation ------------------------------------------------------------------------------
 
     def _validated(self, config: type[BaseModel], values: dict[str, Any], path: KeyPath) -> Any:
-        """The section; where it has problems, one whose wrong values are replaced by defaults."""
+        """The section; where it has problems, one whose wrong values are None."""
         for retyped in (False, True):
             try:
                 return config.model_validate(values)
@@ -156,13 +156,7 @@ class _Builder:
                 break
         for found in errors:
             self._explain(config, found, path)
-        wrong = {found["loc"][0] for found in errors if found["loc"]}
-        right = {
-            key: value
-            for key, value in values.items()
-            if key not in wrong and key in config.model_fields
-        }
-        return config.model_construct(**right)
+        return _without(config, values, {str(found["loc"][0]) for found in errors if found["loc"]})
 
     def _retype(self, errors: list[Any], values: dict[str, Any], path: KeyPath) -> bool:
         """Take command-line and environment values as the text they are, where text is wanted."""
@@ -207,6 +201,16 @@ class _Builder:
 
     def _report(self, node: Node, path: KeyPath, what: str, hint: str = "") -> None:
         self._problems.append(Problem(what, where=node.origin.where, key=key_text(path), hint=hint))
+
+
+def _without(config: type[BaseModel], values: dict[str, Any], wrong: set[str]) -> Any:
+    """The section with None where a value is wrong, for the rules that read the others."""
+    fields: Any = {key: (Any, None) for key in wrong if key in config.model_fields}
+    partial = create_model(config.__name__, __base__=config, **fields)
+    try:
+        return partial.model_validate({k: v for k, v in values.items() if k not in wrong})
+    except ValidationError:  # the section as a whole is wrong, and no rule reads it
+        return config.model_construct()
 
 
 def _homes() -> dict[str, str]:

@@ -201,7 +201,9 @@ class _TreeBuilder:
 
     def _unfolded(self, anchor: str, origin: Origin, path: KeyPath) -> Node:
         if anchor not in self._anchors:
-            raise _error(origin.where, f"no anchor '&{anchor}' stands before the alias '*{anchor}'.")
+            raise _error(
+                origin.where, f"no anchor '&{anchor}' stands before the alias '*{anchor}'."
+            )
         node = self._anchors[anchor]
         if node is None:
             raise _error(origin.where, f"the anchor '&{anchor}' contains itself.")

@@ -10,7 +10,7 @@ from fasttrain.config.load import load
 MINIMAL = """\
 model: {type: random}
 tokenizer: trained
-data: [python_stdlib]
+data: {sources: [python_stdlib], eval_split: 5%}
 """
 
 

@@ -151,11 +151,13 @@ def test_converted_keys_are_no_renamed_ones():
     [
         (
             "lr: 1e-3\noptimizer: {learning_rate: 1e-3}\n",
-            "sft.yaml:4: lr: says the same as 'optimizer.learning_rate', which is given too. Keep one.",
+            "sft.yaml:4: lr: says the same as 'optimizer.learning_rate', which is given too. "
+            "Keep one.",
         ),
         (
             "lr: 1e-3\nlearning_rate: 1e-3\n",
-            "sft.yaml:4: lr: says the same as 'optimizer.learning_rate', which is given too. Keep one.",
+            "sft.yaml:4: lr: says the same as 'optimizer.learning_rate', which is given too. "
+            "Keep one.",
         ),
         (
             "bf16: maybe\n",

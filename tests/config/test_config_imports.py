@@ -4,7 +4,6 @@ import sys
 
 import pytest
 
-from fasttrain.config.load import load
 from fasttrain.config.registry import CALLBACKS, OPTIMIZERS, TRAINERS
 
 CODE = """\

@@ -14,7 +14,8 @@ from fasttrain.config.schema.model import HuggingFaceModelConfig, LoraConfig, Ra
 from fasttrain.config.schema.optimizer import AdamWConfig
 from fasttrain.config.schema.root import DEFAULT_CHECKPOINTS
 
-BASE = {"model": {"type": "random"}, "tokenizer": "trained", "data": ["python_stdlib"]}
+BASE = {"model": {"type": "random"}, "tokenizer": "trained"}
+BASE["data"] = {"sources": ["python_stdlib"], "eval_split": "5%"}
 
 
 def test_the_least_config_has_every_default(config_of):
@@ -195,9 +196,15 @@ def test_overrides_from_python(config_of):
             "command line: data.sources: not valid YAML: expected ',' or ']', but got "
             "'<stream end>' (column 9). Quote text that holds ': ', '{', '[' or '#'.",
         ),
-        ("max_steps=ten", "command line: max_steps: not a whole number (got 'ten', expected a "
-         "whole number such as 100 or 8k)."),
-        ("data.max_lenth=3", "command line: data.max_lenth: unknown key. Did you mean 'max_length'?"),
+        (
+            "max_steps=ten",
+            "command line: max_steps: not a whole number (got 'ten', expected a "
+            "whole number such as 100 or 8k).",
+        ),
+        (
+            "data.max_lenth=3",
+            "command line: data.max_lenth: unknown key. Did you mean 'max_length'?",
+        ),
     ],
 )
 def test_overrides_that_cannot_be(problems_of, override, message):
@@ -226,8 +233,11 @@ def test_extends_merges_mappings_and_replaces_the_rest(config_of, write):
 
 def test_a_section_of_another_type_is_replaced_as_a_whole(write):
     write("base.yaml", "model: {type: random, config: {hidden_size: 8}}\ntokenizer: trained\n")
-    write("explicit.yaml", "extends: base.yaml\nmodel: {type: huggingface, name_or_path: org/x}\n"
-          "data: python_stdlib\n")
+    write(
+        "explicit.yaml",
+        "extends: base.yaml\nmodel: {type: huggingface, name_or_path: org/x}\n"
+        "data: python_stdlib\n",
+    )
     assert load("explicit.yaml").config.model == HuggingFaceModelConfig(name_or_path="org/x")
     write("back.yaml", "extends: explicit.yaml\nmodel: {type: random}\n")
     assert load("back.yaml").config.model == RandomModelConfig()

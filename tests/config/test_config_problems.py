@@ -9,7 +9,10 @@ from fasttrain.config.load import load
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("learing_rate: 1e-5\n", "learing_rate: unknown key. Did you mean 'optimizer.learning_rate'?"),
+        (
+            "learing_rate: 1e-5\n",
+            "learing_rate: unknown key. Did you mean 'optimizer.learning_rate'?",
+        ),
         (
             "optimizer: {learing_rate: 1e-5}\n",
             "optimizer.learing_rate: unknown key. Did you mean 'learning_rate'?",
@@ -53,7 +56,8 @@ from fasttrain.config.load import load
         ("max_steps: 010\n", "max_steps: a number with a leading zero (got '010')."),
         (
             "max_steps: 12:30\n",
-            "max_steps: not a whole number (got '12:30', expected a whole number such as 100 or 8k).",
+            "max_steps: not a whole number (got '12:30', expected a whole number such as 100 or "
+            "8k).",
         ),
         (
             f"max_steps: {'9' * 5000}\n",
@@ -62,11 +66,13 @@ from fasttrain.config.load import load
         (f"max_steps: {'9' * 30}\n", f"max_steps: too large a number (got {'9' * 30})."),
         (
             "optimizer: {learning_rate: .nan}\n",
-            "optimizer.learning_rate: not a finite number (got nan, expected a number such as 2e-5).",
+            "optimizer.learning_rate: not a finite number (got nan, expected a number such as "
+            "2e-5).",
         ),
         (
             "optimizer: {learning_rate: 1e400}\n",
-            "optimizer.learning_rate: not a finite number (got inf, expected a number such as 2e-5).",
+            "optimizer.learning_rate: not a finite number (got inf, expected a number such as "
+            "2e-5).",
         ),
         (
             "optimizer: {learning_rate: 0}\n",
@@ -92,12 +98,16 @@ from fasttrain.config.load import load
             "data: {sources: []}\n",
             "data.sources: empty (got a list, expected at least 1).",
         ),
-        ("data: {}\n", "data.sources: missing. It is needed: Paths, hub names or mappings with a "
-         "`type`. A string that names an existing path is a file source; one that names a "
-         "registered source is that source; else it is a dataset on the hub."),
+        (
+            "data: {}\n",
+            "data.sources: missing. It is needed: Paths, hub names or mappings with a "
+            "`type`. A string that names an existing path is a file source; one that names a "
+            "registered source is that source; else it is a dataset on the hub.",
+        ),
         (
             "data: {sources: [{split: train}]}\n",
-            "data.sources[0].type: the type is missing. There are: file, huggingface, python_stdlib.",
+            "data.sources[0].type: the type is missing. There are: file, huggingface, "
+            "python_stdlib.",
         ),
         (
             "data: {sources: [{path: a.jsonl, columns: {promt: q}}]}\n",
@@ -118,8 +128,8 @@ from fasttrain.config.load import load
         ("eval: 3\n", "eval: not a mapping (got 3, expected `key: value` lines)."),
         (
             "scheduler: cosin\n",
-            "scheduler.type: unknown scheduler type (got 'cosin', expected one of: constant, cosine, "
-            "linear, wsd). Did you mean 'cosine'?",
+            "scheduler.type: unknown scheduler type (got 'cosin', expected one of: constant, "
+            "cosine, linear, wsd). Did you mean 'cosine'?",
         ),
         (
             "optimizer: {type: 3}\n",
@@ -131,14 +141,14 @@ from fasttrain.config.load import load
         ),
         (
             "type: causal\ntrainer: {type: sft}\n",
-            "trainer.type: another method than the top-level `type` (got 'sft', expected 'causal'). "
-            "Set `type` alone.",
+            "trainer.type: another method than the top-level `type` (got 'sft', expected "
+            "'causal'). Set `type` alone.",
         ),
         (
             "callbacks: [tensor_board]\n",
-            "callbacks[0].type: unknown callback type (got 'tensor_board', expected one of: console, "
-            "early_stopping, kernel_selection, loss_plot, metrics_file, nonfinite_guard, samples, "
-            "tensorboard, unigram_baseline). Did you mean 'tensorboard'?",
+            "callbacks[0].type: unknown callback type (got 'tensor_board', expected one of: "
+            "console, early_stopping, kernel_selection, loss_plot, metrics_file, "
+            "nonfinite_guard, samples, tensorboard, unigram_baseline). Did you mean 'tensorboard'?",
         ),
         ("callbacks: 3\n", "callbacks: not a list (got 3, expected a list)."),
         (
@@ -146,8 +156,11 @@ from fasttrain.config.load import load
             "output_dir: not text (got 3, expected text; quote a number or a bool that is meant as "
             "text).",
         ),
-        ("micro_batch_size:\n", "micro_batch_size: not a whole number (got nothing, expected a "
-         "whole number such as 100 or 8k)."),
+        (
+            "micro_batch_size:\n",
+            "micro_batch_size: not a whole number (got nothing, expected a "
+            "whole number such as 100 or 8k).",
+        ),
     ],
 )
 def test_one_mistake_is_one_line(problems_of, text, message):

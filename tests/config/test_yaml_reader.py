@@ -120,8 +120,7 @@ DEEP_ALIASES = f"a0: &a0 {'[' * 60}{']' * 60}\na1: &a1 {'[' * 10}*a0{']' * 10}\n
         ("? [a]\n: x\n", "sft.yaml:1: a key that is not text (got a list or mapping). Quote it."),
         (
             "model: !!python/object:os.system x\n",
-            "sft.yaml:1: model: the tag '!!python/object:os.system' is not read. "
-            "Remove it.",
+            "sft.yaml:1: model: the tag '!!python/object:os.system' is not read. Remove it.",
         ),
         ("seed: !!int 3\n", "sft.yaml:1: seed: the tag '!!int' is not read. Remove it."),
         (
@@ -136,8 +135,10 @@ DEEP_ALIASES = f"a0: &a0 {'[' * 60}{']' * 60}\na1: &a1 {'[' * 10}*a0{']' * 10}\n
         ("a: " + "[" * 3000, "sft.yaml:1: nested deeper than 64 levels."),
         ("a: " + "{a: " * 3000, "sft.yaml:1: nested deeper than 64 levels."),
         ("? " * 3000 + "a", "sft.yaml:1: nested deeper than 64 levels."),
-        (b"\xef\xbb\xbfseed: 1\n", "sft.yaml: starts with a byte order mark (offset 0). "
-         "Save it as UTF-8 without BOM."),
+        (
+            b"\xef\xbb\xbfseed: 1\n",
+            "sft.yaml: starts with a byte order mark (offset 0). Save it as UTF-8 without BOM.",
+        ),
         (
             "seed: 1\n".encode("utf-16"),
             "sft.yaml: is UTF-16 (a byte order mark at offset 0). Save it as UTF-8.",
@@ -148,8 +149,10 @@ DEEP_ALIASES = f"a0: &a0 {'[' * 60}{']' * 60}\na1: &a1 {'[' * 10}*a0{']' * 10}\n
             "sft.yaml:2: byte 0xe9 at offset 17 is not UTF-8. Save it as UTF-8.",
         ),
         (b"seed: 1\nname: a\x07b\n", "sft.yaml:2: the control character U+0007 is not YAML."),
-        (b"#" * (1 << 20) + b"#", "sft.yaml: is too large for a config (got 1048577 bytes, "
-         "at most 1 MiB)."),
+        (
+            b"#" * (1 << 20) + b"#",
+            "sft.yaml: is too large for a config (got 1048577 bytes, at most 1 MiB).",
+        ),
     ],
 )
 def test_what_cannot_be_read_is_one_line(problems_of, content, message):
