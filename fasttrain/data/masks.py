@@ -15,6 +15,7 @@ not, prompted for or not.
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass
 
 from fasttrain.data.conversation import Message
@@ -56,32 +57,30 @@ def render(
     """
     turns = _Turns(template, [template_message(message) for message in messages])
     text = turns.text
-    is_open = _is_learnt(messages[-1], supervise_all) and not _ends_with_special(template, text)
-    whole = [(0, len(text))] if supervise_all else turns.marked()
-    if whole is None:
+    is_open = _is_learnt(messages[-1], supervise_all) and not template.ends_with_special(text)
+    marked = None if supervise_all else turns.marked()
+    if marked is None and not supervise_all:
         learnt = [i for i, message in enumerate(messages) if _is_learnt(message)]
         return Rendering(text, tuple(turns.span(i) for i in learnt), (), is_open)
-    if is_open and not text[whole[-1][1] :].strip():
+    excluded = tuple(turns.span(i) for i, m in enumerate(messages) if m.train is False)
+    if marked is None:
+        return Rendering(text, ((0, len(text)),), excluded, is_open)
+    if is_open and not text[marked[-1][1] :].strip():
         # The blanks between the answer and the appended end are written by the model too.
-        whole[-1] = (whole[-1][0], len(text))
+        marked[-1] = (marked[-1][0], len(text))
+    kept = [span for span in marked if not any(_overlap(span, other) for other in excluded)]
     added = [i for i, m in enumerate(messages) if m.train and m.role != "assistant"]
-    excluded = [i for i, m in enumerate(messages) if m.train is False]
-    return Rendering(
-        text,
-        (*whole, *(turns.span(i) for i in added)),
-        tuple(turns.span(i) for i in excluded),
-        is_open,
-    )
+    return Rendering(text, (*kept, *(turns.span(i) for i in added)), (), is_open)
+
+
+def _overlap(one: Span, other: Span) -> bool:
+    return one[0] < other[1] and other[0] < one[1]
 
 
 def _is_learnt(message: Message, supervise_all: bool = False) -> bool:
     return (
         (supervise_all or message.role == "assistant") if message.train is None else message.train
     )
-
-
-def _ends_with_special(template: ChatTemplate, text: str) -> bool:
-    return text.rstrip().endswith(template.special_tokens)
 
 
 class _Turns:
@@ -93,104 +92,136 @@ class _Turns:
         self.text = template.render(messages)
 
     def marked(self) -> list[Span] | None:
-        """The template's own marks, each with the special token that follows it directly."""
+        """What the template itself marks as the assistant's, ends of turns included.
+
+        None where it marks nothing. UnclearTurnError where it leaves out what a turn says.
+        """
         spans = self.template.marked_spans(self.messages, self.text)
         if not spans:
             return None
-        return [(start, self._past_end_of_turn(start, stop)) for start, stop in spans]
+        for index, message in enumerate(self.messages):
+            if message["role"] == "assistant" and not any(self._shows(index, s) for s in spans):
+                self._refuse_if_left_out(index)
+        return [(start, self._past_end_token(start, stop)) for start, stop in spans]
 
     def span(self, index: int) -> Span:
         """The characters of one turn, its end-of-turn token included. Or UnclearTurnError."""
-        prompt_end, turn_end = self._end_of_prompt(index), self._end_of_turn(index)
-        if self.template.has_prompt and prompt_end is not None and turn_end is not None:
-            span = prompt_end, turn_end
-            if prompt_end < turn_end and self._shows(index, span):
+        start, stop = self._end_of_prompt(index), self._end_of_turn(index)
+        if start is not None and stop is not None and start < stop:
+            span = start, stop
+            if self._shows(index, span):
                 return span
         content_start, content_stop = self._content(index)
-        start, stop = self._start(prompt_end, content_start), turn_end
+        start = content_start if start is None else start
         if stop is None or stop < content_stop:
-            stop = self._stop(index, content_stop)
-        if start > content_stop or not self._shows(index, (start, stop), calls_only=True):
+            stop = self._past_end_token(content_stop, content_stop)
+            self._refuse_if_reached_from_after(index, stop)
+        calls = self.messages[index].get("tool_calls")
+        if start > content_stop or (calls and not self._shows(index, (start, stop))):
             raise self._unclear(index)
         return start, stop
 
     # By prefix.
 
     def _end_of_prompt(self, index: int) -> int | None:
-        """Where the prompt for this turn ends, if the prompt is how the whole text begins."""
+        """Where the prompt for this turn ends, if the prompt is how the whole text begins.
+
+        None also where a header follows, as in templates that never write one ahead of a turn.
+        """
         if self.messages[index]["role"] != "assistant":
             return None
-        return self._length_of_prefix(self.messages[:index], prompt=True)
+        end = self._length_of_prefix(self.messages[:index], prompt=True)
+        if end is None or self.template.has_prompt or self._opens_without_header(index, end):
+            return end
+        return None
 
     def _end_of_turn(self, index: int) -> int | None:
         """Where the messages up to this one end, if they are how the whole text begins."""
-        if index == len(self.messages) - 1:
-            return len(self.text)
-        return self._length_of_prefix(self.messages[: index + 1], prompt=False)
+        if index < len(self.messages) - 1:
+            return self._length_of_prefix(self.messages[: index + 1], prompt=False)
+        return None if self.template.ends_with_header else len(self.text)
 
     def _length_of_prefix(self, messages: list[TemplateMessage], *, prompt: bool) -> int | None:
-        try:
-            prefix = self.template.render(messages, prompt=prompt)
-        except TemplateRefusalError:  # a beginning alone may break the template's rules
-            return None
-        return len(prefix) if self.text.startswith(prefix) else None
+        prefix = self._try_render(messages, prompt=prompt)
+        return len(prefix) if prefix is not None and self.text.startswith(prefix) else None
 
-    def _shows(self, index: int, span: Span, *, calls_only: bool = False) -> bool:
-        """Whether all that the turn says stands in the span, word for word."""
-        message, shown = self.messages[index], self.text[slice(*span)]
-        said = [call["function"]["name"] for call in message.get("tool_calls", ())]
-        if not calls_only:
-            said.append(message.get("content") or message.get("reasoning_content") or "")
-        return all(part.strip() in shown for part in said)
+    def _opens_without_header(self, index: int, prompt_end: int) -> bool:
+        """Whether nothing but blanks is written between the prompt and what is said after it."""
+        word = self._stand_in()
+        other = self._try_render([*self.messages[:index], self._saying(index, content=word)])
+        before = (other or "").partition(word)[0]
+        same = before.startswith(self.text[:prompt_end])
+        return same and not before[prompt_end:].strip()
 
     # By difference.
 
     def _content(self, index: int) -> Span:
         """Where the rendering differs from one with a stand-in for all that the turn says."""
-        stand_in = self._stand_in()
-        other = self._render_with(index, stand_in, self.messages[index + 1 :])
-        start = other.find(stand_in)
-        rest = other[start + len(stand_in) :]
+        word = self._stand_in()
+        span = self._difference(index, content=word)
+        if span is None and self.messages[index].get("reasoning_content"):
+            span = self._difference(index, reasoning_content=f"{word}a", content=f"{word}b")
+        if span is None:
+            raise self._unclear(index)
+        return span
+
+    def _difference(self, index: int, **words: str) -> Span | None:
+        """None where a word is left out or said twice, or where more differs than the turn."""
+        after = self.messages[index + 1 :]
+        other = self._try_render([*self.messages[:index], self._saying(index, **words), *after])
+        if other is None or any(other.count(word) != 1 for word in words.values()):
+            return None
+        start = min(other.index(word) for word in words.values())
+        rest = other[max(other.index(word) + len(word) for word in words.values()) :]
         stop = len(self.text) - len(rest)
         same = self.text[:start] == other[:start] and self.text.endswith(rest)
-        # A stand-in that stands nowhere, or twice, or an answer of which nothing is left.
-        if other.count(stand_in) != 1 or not same or stop < start:
-            raise self._unclear(index)
-        if stop == start and self._says_something(index):
-            raise self._unclear(index)
-        return start, stop
+        left_out = start == stop and any(map(str.strip, _said(self.messages[index])))
+        return (start, stop) if same and start <= stop and not left_out else None
 
-    def _start(self, prompt_end: int | None, content_start: int) -> int:
-        """The prompt's end; but a header that comes after it belongs to nobody."""
-        if prompt_end is None:
-            return content_start
-        header = self.text[prompt_end:content_start]
-        return prompt_end if self.template.has_prompt or not header.strip() else content_start
-
-    def _stop(self, index: int, content_stop: int) -> int:
-        """Past the end-of-turn token, if the template ends this turn with one."""
-        stand_in = self._stand_in()
-        _, _, end = self._render_with(index, stand_in, []).partition(stand_in)
-        if not self.template.end_of_turn.match(end):
-            return content_stop
-        return self._past_end_of_turn(content_stop, content_stop)
-
-    def _past_end_of_turn(self, start: int, stop: int) -> int:
-        if _ends_with_special(self.template, self.text[start:stop]):
+    def _past_end_token(self, start: int, stop: int) -> int:
+        """The end of [start, stop), or of the end-of-turn token that follows it."""
+        if self.template.ends_with_special(self.text[start:stop]):
             return stop
-        end = self.template.end_of_turn.match(self.text, stop)
+        end = self.template.end_token.match(self.text, stop)
         return end.end() if end else stop
 
-    def _render_with(self, index: int, content: str, after: list[TemplateMessage]) -> str:
-        """The rendering with nothing but `content` said in this turn, and then `after`."""
-        dropped = ("tool_calls", "reasoning_content")
-        bare = {k: v for k, v in self.messages[index].items() if k not in dropped}
+    def _refuse_if_reached_from_after(self, index: int, stop: int) -> None:
+        """Later messages must not change the text up to `stop`: a tool's result may stand there."""
+        words = (f"{self._stand_in()}{number}" for number in itertools.count())
+        after = [{**message, "content": next(words)} for message in self.messages[index + 1 :]]
+        other = self._try_render([*self.messages[: index + 1], *after])
+        if other is None or other[:stop] != self.text[:stop]:
+            raise self._unclear(index)
+
+    def _refuse_if_left_out(self, index: int) -> None:
+        """A template may write an answer otherwise than it stands, but write it it must."""
+        word = self._stand_in()
+        after = self.messages[index + 1 :]
+        other = self._try_render(
+            [*self.messages[:index], self._saying(index, content=word), *after]
+        )
+        if self.messages[index].get("tool_calls") or word not in (other or ""):
+            raise self._unclear(index)
+
+    # What both need.
+
+    def _try_render(self, messages: list[TemplateMessage], *, prompt: bool = False) -> str | None:
+        """None where a part or a variant of the conversation breaks the template's rules."""
         try:
-            return self.template.render(
-                [*self.messages[:index], {**bare, "content": content}, *after]
-            )
-        except TemplateRefusalError as error:
-            raise self._unclear(index) from error
+            return self.template.render(messages, prompt=prompt)
+        except TemplateRefusalError:
+            return None
+
+    def _saying(self, index: int, **words: str) -> TemplateMessage:
+        """A turn that says nothing but `words`."""
+        said = ("content", "reasoning_content", "tool_calls")
+        kept = {key: value for key, value in self.messages[index].items() if key not in said}
+        return {**kept, **words}
+
+    def _shows(self, index: int, span: Span) -> bool:
+        """Whether what the turn says stands in the span, word for word."""
+        shown = self.text[slice(*span)]
+        return all(part.strip() in shown for part in _said(self.messages[index]))
 
     def _stand_in(self) -> str:
         """A word that is nowhere in the text."""
@@ -199,14 +230,18 @@ class _Turns:
             word += "x"
         return word
 
-    def _says_something(self, index: int) -> bool:
-        message = self.messages[index]
-        said = (message.get(key) for key in ("content", "reasoning_content", "tool_calls"))
-        return any(part.strip() if isinstance(part, str) else part for part in said)
-
     def _unclear(self, index: int) -> UnclearTurnError:
         role = self.messages[index]["role"]
         return UnclearTurnError(
             f"message {index + 1} ({role}) cannot be told from the rest in what the chat template "
             f"renders."
         )
+
+
+def _said(message: TemplateMessage) -> list[str]:
+    """What a template has to show of a turn: its calls, else its content, else its thoughts.
+
+    Beside calls many templates leave out the content, and most leave out earlier thoughts.
+    """
+    calls = [call["function"]["name"] for call in message.get("tool_calls", ())]
+    return calls or [message.get("content") or message.get("reasoning_content") or ""]

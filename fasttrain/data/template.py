@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from functools import cached_property
 from typing import Any
 
@@ -22,6 +23,10 @@ _GENERATION = re.compile(r"\{%([-+]?)\s*generation\s*([-+]?)%\}")
 _END_GENERATION = re.compile(r"\{%([-+]?)\s*endgeneration\s*([-+]?)%\}")
 
 
+_QUESTION: TemplateMessage = {"role": "user", "content": "askedbynobody"}
+_ANSWER: TemplateMessage = {"role": "assistant", "content": "saidbynobody"}
+
+
 class TemplateRefusalError(ValueError):
     """The template does not take this conversation, and says why."""
 
@@ -34,10 +39,6 @@ class ChatTemplate:
         self._tokenizer = tokenizer
         self.text: str = tokenizer.get_chat_template()
         self.special_tokens = _special_tokens(tokenizer)
-        longest_first = sorted(self.special_tokens, key=len, reverse=True)
-        alternatives = "|".join(map(re.escape, longest_first))
-        # A special token right at a place, blanks before and after it allowed.
-        self.end_of_turn = re.compile(rf"\s*(?:{alternatives})\s*")
 
     def render(
         self, messages: list[TemplateMessage], *, prompt: bool = False, template: str | None = None
@@ -57,14 +58,49 @@ class ChatTemplate:
             raise TemplateRefusalError(" ".join(str(error).split())) from error
         return text
 
+    def ends_with_special(self, text: str) -> bool:
+        """Whether a special token is the last thing in `text`, blanks aside."""
+        return text.rstrip().endswith(self.special_tokens)
+
     @cached_property
     def has_prompt(self) -> bool:
         """Whether the template opens the assistant's turn with a header when it is asked to."""
-        question = [{"role": "user", "content": "?"}]
+        closed, opened = self._probe(_QUESTION), self._probe(_QUESTION, prompt=True)
+        return closed is not None and closed != opened
+
+    @cached_property
+    def ends_with_header(self) -> bool:
+        """Whether the template opens an assistant's turn unasked, behind whatever was said last."""
+        last, earlier = self._after_answers
+        ended = last.rstrip().removesuffix(self._tokenizer.eos_token or "")
+        return not earlier.startswith(ended)
+
+    @cached_property
+    def end_token(self) -> re.Pattern[str]:
+        """Matches a token that ends an answer and the eos behind it, with the blanks around them.
+
+        Which those are is seen from what follows a last and an earlier answer. What follows the
+        latter alone may be the header of the next turn.
+        """
+        last, earlier = map(_any_of(self.special_tokens).match, self._after_answers)
+        ends = [match.group().strip() for match in (last, earlier) if match] if last else []
+        return _any_of(ends, then=self._tokenizer.eos_token)
+
+    @cached_property
+    def _after_answers(self) -> tuple[str, str]:
+        """What the template writes behind an answer that is the last, and behind an earlier one.
+
+        Empty where it does not take a conversation as plain as these.
+        """
+        last, earlier = self._probe(_QUESTION, _ANSWER), self._probe(_QUESTION, _ANSWER, _QUESTION)
+        said = _ANSWER["content"]
+        return (last or "").partition(said)[2], (earlier or "").partition(said)[2]
+
+    def _probe(self, *messages: TemplateMessage, prompt: bool = False) -> str | None:
         try:
-            return self.render(question, prompt=True) != self.render(question)
+            return self.render(list(messages), prompt=prompt)
         except TemplateRefusalError:
-            return False
+            return None
 
     @cached_property
     def _with_marks(self) -> str | None:
@@ -110,3 +146,12 @@ def _special_tokens(tokenizer: Any) -> tuple[str, ...]:
     """Texts of all tokens that control the model. Many are flagged so without having a role."""
     flagged = {token.content for token in tokenizer.added_tokens_decoder.values() if token.special}
     return tuple(sorted(flagged | set(tokenizer.all_special_tokens)))
+
+
+def _any_of(tokens: Iterable[str], *, then: str | None = None) -> re.Pattern[str]:
+    """One of `tokens` with the blanks around it, and `then` if it is next; never of no tokens."""
+    alternatives = "|".join(map(re.escape, sorted(tokens, key=len, reverse=True)))
+    if not alternatives:
+        return re.compile(r"(?!)")
+    follows = rf"(?:{re.escape(then)}\s*)?" if then else ""
+    return re.compile(rf"\s*(?:{alternatives})\s*{follows}")
