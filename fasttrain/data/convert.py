@@ -32,10 +32,10 @@ def convert_conversation(
         messages = read_messages(row.get(columns["messages"]), columns["messages"])
     else:
         messages = _history(row, columns) + _prompt(row, columns) + _response(row, columns)
+    _check(messages, columns, supervise)
     system = _optional_text(row, columns.get("system"))
     if system and not any(message.role == "system" for message in messages):
         messages.insert(0, Message("system", system))
-    _check(messages, columns.get("messages") or columns["response"], supervise)
     return Conversation(tuple(messages))
 
 
@@ -87,8 +87,9 @@ def _optional_text(row: Mapping[str, Any], column: str | None) -> str:
     return _required_text(row, column)
 
 
-def _check(messages: list[Message], field: str, supervise: Supervise) -> None:
+def _check(messages: list[Message], columns: Mapping[str, str], supervise: Supervise) -> None:
     """A conversation must hold something to learn."""
+    field = columns.get("messages") or columns["response"]
     if supervise == "all":
         if not any(message.content or message.tool_calls for message in messages):
             raise RowError("empty conversation", field)
@@ -101,5 +102,5 @@ def _check(messages: list[Message], field: str, supervise: Supervise) -> None:
         raise RowError("every turn is excluded from training", field)
     for message in trained:
         if not ((message.content or "").strip() or message.tool_calls or message.reasoning):
-            where = f"{field}[{messages.index(message)}]" if len(messages) > 2 else field
-            raise RowError("empty answer", where)
+            index = f"[{messages.index(message)}]" if "messages" in columns else ""
+            raise RowError("empty answer", f"{field}{index}")

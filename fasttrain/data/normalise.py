@@ -52,7 +52,7 @@ class NormalSource:
 def normalise(source: LoadedSource, section: DataSection, examples: Examples) -> NormalSource:
     """Convert the drawn rows. UserError where no format fits, or a row is refused."""
     drawn = source.rows.select(source.drawn)
-    detected = _detect(source, drawn, examples)
+    detected = _detect(source, examples)
     supervise = "all" if section.train_on_prompts else examples.supervise
     refused = _Refused()
     with ArrowFile(pa.schema([(column, pa.string()) for column in NORMAL_COLUMNS])) as file:
@@ -78,9 +78,10 @@ def normalise(source: LoadedSource, section: DataSection, examples: Examples) ->
     return NormalSource(normal, detected.kind, report)
 
 
-def _detect(source: LoadedSource, drawn: Dataset, examples: Examples) -> Detected:
-    columns = tuple(column for column in drawn.column_names if column not in RESERVED)
-    readable = (row for row in _plain(drawn, drawn.column_names) if not row.get(PROBLEM))
+def _detect(source: LoadedSource, examples: Examples) -> Detected:
+    names = source.rows.column_names
+    columns = tuple(column for column in names if column not in RESERVED)
+    readable = (row for row in _plain(source.rows, names) if not row.get(PROBLEM))
     sample = Sample(columns, list(islice(readable, SAMPLE_ROWS)), source.key)
     if not sample.rows:  # nothing to detect from: every row will be refused with its own reason
         return Detected("text", {}, "nothing: no row could be read")
@@ -93,7 +94,7 @@ def _detect(source: LoadedSource, drawn: Dataset, examples: Examples) -> Detecte
             )
         )
     notes = [detected.sentence, source.note]
-    notes += ["rows grouped by column group"] if GROUP in drawn.column_names else []
+    notes += ["rows grouped by column group"] if GROUP in names else []
     return replace(detected, sentence="; ".join(filter(None, notes)))
 
 

@@ -19,7 +19,7 @@ from fasttrain.core.interfaces import Source
 from fasttrain.data.sources.paths import file_format
 from fasttrain.runtime.hub import hub_reachable
 
-_HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
+_HUB_NAME = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")
 # Names that `load_dataset` takes for a file format, and would look for files of.
 _FORMAT_NAMES = frozenset(
     [

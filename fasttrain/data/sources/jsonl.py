@@ -24,7 +24,7 @@ def read_jsonl(path: Path) -> Iterator[RawRow]:
         if trouble is not None:
             yield trouble
         elif not text.isspace():
-            yield parse_row(text, f"{name}:{lines.number}")
+            yield parse_row(text.rstrip(), f"{name}:{lines.number}")
 
 
 def parse_row(text: str, origin: str) -> RawRow:
