@@ -3,13 +3,20 @@
 from __future__ import annotations
 
 import sys
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from workload import ROOT
 
 HERE = Path(__file__).parent
 PEERS = ROOT / ".bench-peers"
+
+
+def from_root(path: Path) -> str:
+    """As one writes it from the root of the repository; a path elsewhere stays whole."""
+    # Not resolved: .venv/bin/python is a link, and what it links to has no packages.
+    return str(path.relative_to(ROOT) if path.is_relative_to(ROOT) else path)
 
 
 @dataclass(frozen=True)
@@ -21,6 +28,7 @@ class Contender:
     script: str
     variant: str
     peer: str = ""  # its environment under .bench-peers/; empty: the present one
+    variables: Mapping[str, str] = field(default_factory=dict)  # what its process sees besides
 
     @property
     def python(self) -> Path:
@@ -33,9 +41,11 @@ class Contender:
         return f"{self.python.relative_to(ROOT)} is not there; `make bench-peers` installs it"
 
     def command(self, folder: Path, output: Path, seed: int, threads: int) -> list[str]:
+        """The command line, to be run from the root of the repository."""
         return [
-            *(str(self.python), str(HERE / self.script)),
-            *("--folder", str(folder), "--output", str(output), "--variant", self.variant),
+            *(from_root(self.python), from_root(HERE / self.script)),
+            *("--folder", from_root(folder), "--output", from_root(output)),
+            *("--variant", self.variant),
             *("--seed", str(seed), "--threads", str(threads)),
         ]
 
@@ -67,20 +77,28 @@ CONTENDERS = {
             "with_trainer.py",
             "grouped",
         ),
-        Contender("trl", "TRL's SFTTrainer, padded batches", "peers.py", "trl", "trl"),
+        Contender("trl", "TRL's SFTTrainer, padded batches", "with_trl.py", "padded", "trl"),
         Contender(
             "trl-packed",
             "TRL's SFTTrainer, packing bfd",
-            "peers.py",
-            "trl-packed",
+            "with_trl.py",
+            "packed",
             "trl",
         ),
         Contender(
             "arctic-packed",
             "ArcticTraining, pack_samples, ZeRO 0",
-            "peers.py",
-            "arctic-packed",
+            "with_arctic.py",
+            "packed",
             "arctic",
+            # A process group of one, without a launcher.
+            {
+                "RANK": "0",
+                "LOCAL_RANK": "0",
+                "WORLD_SIZE": "1",
+                "MASTER_ADDR": "127.0.0.1",
+                "MASTER_PORT": "0",
+            },
         ),
     )
 }

@@ -8,7 +8,7 @@ from pathlib import Path
 
 # Processors kept busy by others. One busy neighbour costs a two-thread run up to 17 times.
 QUIET_LOAD = 0.3
-SAMPLE_SECONDS = 2.0
+SAMPLE_SECONDS = 1.0
 
 
 def load_average() -> float:

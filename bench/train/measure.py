@@ -6,12 +6,14 @@ Needs torch and the standard library only, so that it runs in every peer's envir
 from __future__ import annotations
 
 import argparse
+import importlib.metadata
 import json
 import os
 import resource
 import statistics
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -21,6 +23,18 @@ import torch
 from workload import Workload
 
 IGNORED_LABEL = -100
+PACKAGES = (
+    "torch",
+    "triton",
+    "transformers",
+    "accelerate",
+    "datasets",
+    "tokenizers",
+    "numpy",
+    "deepspeed",
+    "trl",
+    "arctic-training",
+)
 
 
 @dataclass(frozen=True)
@@ -147,11 +161,21 @@ def _peak_rss() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
+def versions() -> dict[str, str]:
+    """Of the packages that decide the figures, as far as they are installed."""
+    found = {}
+    for package in PACKAGES:
+        with suppress(importlib.metadata.PackageNotFoundError):
+            found[package] = importlib.metadata.version(package)
+    return found
+
+
 def report(**values: Any) -> None:
     """Print the one line that run.py reads, after whatever the contender has printed."""
     line = {
         **values,
         **peak_memory(),
+        "versions": versions(),
         "threads": torch.get_num_threads(),
         "omp_num_threads": os.environ.get("OMP_NUM_THREADS"),
         "load_average_after": os.getloadavg()[0],

@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import argparse
 import hashlib
-import importlib.metadata
 import json
 import os
 import platform
 import statistics
 import subprocess
+import sys
 from collections.abc import Iterable
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -20,6 +20,7 @@ from typing import Any
 
 import torch
 from chats import make_chats, stdlib_modules
+from measure import versions
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import (
     AutoTokenizer,
@@ -28,7 +29,10 @@ from transformers import (
     PreTrainedTokenizerBase,
     PreTrainedTokenizerFast,
 )
-from workload import PREPARED, ROOT, WORKLOADS, Workload
+from workload import ROOT, WORK, WORKLOADS, Workload
+
+sys.path.insert(0, str(ROOT / "bench"))
+import harness
 
 SEED = 0
 SPECIAL_TOKENS = ("<|pad|>", "<|end|>", "<|user|>", "<|assistant|>")
@@ -41,7 +45,6 @@ CHAT_TEMPLATE = (
     "{% endfor %}"
     "{% if add_generation_prompt %}<|assistant|>{% endif %}"
 )
-PACKAGES = ("torch", "transformers", "accelerate", "datasets", "tokenizers", "numpy", "triton")
 
 
 def train_tokenizer(modules: Iterable[tuple[str, str]], vocab: int) -> Tokenizer:
@@ -151,21 +154,14 @@ def profile_of(
 
 
 def environment() -> dict[str, Any]:
-    """Exact versions and machine."""
-    found = {}
-    for package in PACKAGES:
-        try:
-            found[package] = importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    cuda = torch.cuda.is_available()
+    """Exact versions, and the machine as the kernels' benchmarks describe it."""
+    machine = harness.machine("cuda" if torch.cuda.is_available() else "cpu")
     return {
-        "versions": {"python": platform.python_version(), **found},
+        "versions": {"python": platform.python_version(), **versions()},
         "commit": _commit(),
+        "device_slug": harness.slug(str(machine["device"])),
         "machine": {
-            "gpu": torch.cuda.get_device_name() if cuda else None,
-            "cpu": _cpu_name(),
-            "cores": len(os.sched_getaffinity(0)),
+            **machine,
             "memory_gib": round(
                 os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1
             ),
@@ -173,13 +169,6 @@ def environment() -> dict[str, Any]:
             "cpu_capability": torch.backends.cpu.get_cpu_capability(),
         },
     }
-
-
-def _cpu_name() -> str:
-    for line in Path("/proc/cpuinfo").read_text().splitlines():
-        if line.startswith("model name"):
-            return line.partition(":")[2].strip()
-    return platform.processor()
 
 
 def _commit() -> str:
@@ -192,6 +181,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--workload", choices=["auto", *WORKLOADS], default="auto")
     parser.add_argument("--steps", type=int, help="optimizer steps to measure")
+    parser.add_argument("--work", type=Path, default=WORK, help="where to make it")
     arguments = parser.parse_args()
     name = arguments.workload
     if name == "auto":
@@ -199,7 +189,7 @@ def main() -> None:
     workload = WORKLOADS[name]
     if arguments.steps is not None:
         workload = replace(workload, steps=arguments.steps)
-    folder = PREPARED / name
+    folder = arguments.work / name
     sources = b"".join(
         Path(__file__).with_name(file).read_bytes() for file in ("prepare.py", "chats.py")
     )

@@ -13,19 +13,21 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from contenders import AT_HOME, AWAY, CONTENDERS, HERE, Contender
+from contenders import AT_HOME, AWAY, CONTENDERS, HERE, Contender, from_root
 from machine import QUIET_LOAD, busy_processors, load_average
 from results import results_path, write_section
 from summary import ratios, summarise, table
-from workload import PREPARED, WORKLOADS
+from workload import ROOT, WORK, WORKLOADS
 
-LOSS_CHECKED = ("fasttrain", "fasttrain-eager")
+LOSS_CHECKED = ("fasttrain", "fasttrain-eager")  # against reference.py, in the first round
 TAIL = 3000  # characters of a failed contender's output that are shown
+PATIENCE = 3600  # seconds that one contender may take
 
 
 class ContenderFailedError(Exception):
@@ -40,19 +42,28 @@ def environment(threads: int) -> dict[str, str]:
         "MKL_NUM_THREADS": str(threads),
         "TOKENIZERS_PARALLELISM": "false",
         "HF_HUB_OFFLINE": "1",
-        "HF_HOME": str(PREPARED / "huggingface"),
+        "HF_HUB_DISABLE_TELEMETRY": "1",
         "TRANSFORMERS_VERBOSITY": "error",
         "PYTHONUNBUFFERED": "1",
     }
 
 
-def run_process(command: Sequence[str], threads: int, log: Path) -> dict[str, Any]:
+def run_process(command: Sequence[str], log: Path, variables: Mapping[str, str]) -> dict[str, Any]:
     """Run, keep all output in `log`, and return the JSON line that the process printed last."""
     log.parent.mkdir(parents=True, exist_ok=True)
     with open(log, "w", encoding="utf-8") as output:
-        done = subprocess.run(
-            command, stdout=output, stderr=subprocess.STDOUT, env=environment(threads), check=False
-        )
+        try:
+            done = subprocess.run(
+                command,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                cwd=ROOT,
+                env=variables,
+                timeout=PATIENCE,
+                check=False,
+            )
+        except subprocess.TimeoutExpired as error:
+            raise ContenderFailedError(f"{error}; its output is in {log}") from error
     text = log.read_text(encoding="utf-8", errors="replace")
     # Libraries may print after us, from threads of theirs.
     lines = [line for line in text.splitlines() if line.startswith("{") and line.endswith("}")]
@@ -73,7 +84,10 @@ def measure(
     busy = busy_processors()
     started = time.perf_counter()
     command = contender.command(folder, output, seed=round_number, threads=threads)
-    result = run_process(command, threads, folder / "logs" / f"{contender.name}.log")
+    variables = environment(threads) | dict(contender.variables)
+    if contender.peer:
+        variables.pop("PYTHONPATH", None)  # ours would reach into their environment
+    result = run_process(command, folder / "logs" / f"{contender.name}.log", variables)
     result |= {
         "round": round_number,
         "busy_processors_before": round(busy, 2),
@@ -86,8 +100,9 @@ def measure(
 def check_losses(contender: Contender, folder: Path, output: Path, threads: int) -> dict[str, Any]:
     """fasttrain's first step against plain transformers on the same documents (reference.py)."""
     command = contender.command(folder, output, seed=1, threads=threads)
-    command[1] = str(HERE / "reference.py")
-    check = run_process(command, threads, folder / "logs" / f"reference-{contender.name}.log")
+    command[1] = from_root(HERE / "reference.py")
+    log = folder / "logs" / f"reference-{contender.name}.log"
+    check = run_process(command, log, environment(threads))
     verdict = "equal" if check["equal"] else "NOT EQUAL"
     print(
         f"  first step's loss {check['loss']:.6f}, plain transformers "
@@ -109,35 +124,54 @@ def check_data(result: dict[str, Any], data: dict[str, Any]) -> None:
             )
 
 
-def run_rounds(
-    names: Sequence[str], made: dict[str, Any], rounds: int, threads: int
-) -> tuple[dict[str, list[dict[str, Any]]], dict[str, Any], dict[str, str]]:
-    """(runs, loss checks, failures) by contender. Each round begins with another contender."""
-    folder = Path(made["folder"])
-    runs: dict[str, list[dict[str, Any]]] = {name: [] for name in names}
-    checks: dict[str, Any] = {}
-    failures: dict[str, str] = {}
+@dataclass
+class Outcome:
+    """What the rounds have given so far, by contender."""
+
+    runs: dict[str, list[dict[str, Any]]]
+    loss_checks: dict[str, dict[str, Any]] = field(default_factory=dict)
+    failures: dict[str, str] = field(default_factory=dict)
+
+    def summaries(self) -> dict[str, dict[str, dict[str, float]]]:
+        return {name: summarise(found) for name, found in self.runs.items() if found}
+
+    @property
+    def good(self) -> bool:
+        return not self.failures and all(check["equal"] for check in self.loss_checks.values())
+
+
+def run_rounds(names: Sequence[str], made: dict[str, Any], rounds: int, threads: int) -> Outcome:
+    """Every contender once a round; each round begins with another one. Who fails is left out."""
+    outcome = Outcome({name: [] for name in names})
     for number in range(1, rounds + 1):
         shift = (number - 1) % len(names)
         for name in (*names[shift:], *names[:shift]):
-            if name in failures:
+            if name in outcome.failures:
                 continue
             try:
-                result, output = measure(CONTENDERS[name], folder, number, threads)
-                print(
-                    f"round {number} {name:16} {result['tokens_per_second']:10,.1f} tokens/s, "
-                    f"{result['process_seconds']:.0f} s in all",
-                    flush=True,
-                )
-                if name in LOSS_CHECKED:
-                    check_data(result, made["data"])
-                    if name not in checks:
-                        checks[name] = check_losses(CONTENDERS[name], folder, output, threads)
-                runs[name].append(result)
+                take_turn(CONTENDERS[name], number, made, threads, outcome)
             except ContenderFailedError as error:
-                failures[name] = str(error)
+                outcome.failures[name] = str(error)
                 print(f"round {number} {name}: failed. {error}", file=sys.stderr, flush=True)
-    return runs, checks, failures
+    return outcome
+
+
+def take_turn(
+    contender: Contender, number: int, made: dict[str, Any], threads: int, outcome: Outcome
+) -> None:
+    """Measure a contender and keep the result; fasttrain's is held against transformers first."""
+    folder, name = Path(made["folder"]), contender.name
+    result, output = measure(contender, folder, number, threads)
+    print(
+        f"round {number} {name:16} {result['tokens_per_second']:10,.1f} tokens/s, "
+        f"{result['process_seconds']:.0f} s in all",
+        flush=True,
+    )
+    if name in LOSS_CHECKED:
+        check_data(result, made["data"])
+        if name not in outcome.loss_checks:
+            outcome.loss_checks[name] = check_losses(contender, folder, output, threads)
+    outcome.runs[name].append(result)
 
 
 def read_arguments() -> argparse.Namespace:
@@ -151,6 +185,7 @@ def read_arguments() -> argparse.Namespace:
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
     parser.add_argument("--contenders", nargs="+", choices=CONTENDERS, metavar="NAME")
     parser.add_argument("--peers", action="store_true", help="against those of .bench-peers/")
+    parser.add_argument("--work", type=Path, default=WORK, help="where data, models and logs lie")
     parser.add_argument("--results", type=Path, help="write here, not to bench/results/<device>/")
     arguments = parser.parse_args()
     if arguments.quick:
@@ -161,9 +196,11 @@ def read_arguments() -> argparse.Namespace:
 def prepare(arguments: argparse.Namespace) -> dict[str, Any]:
     """Make data and model, in a process of its own."""
     command = [sys.executable, str(HERE / "prepare.py"), "--workload", arguments.workload]
+    command += ["--work", str(arguments.work.resolve())]
     if arguments.steps is not None:
         command += ["--steps", str(arguments.steps)]
-    return run_process(command, arguments.threads, PREPARED / "prepare.log")
+    variables = environment(arguments.threads)
+    return run_process(command, arguments.work / "prepare.log", variables)
 
 
 def say_whether_quiet() -> dict[str, Any]:
@@ -191,37 +228,44 @@ def select(arguments: argparse.Namespace) -> list[str]:
     return chosen
 
 
+def record(arguments: argparse.Namespace, made: dict[str, Any], outcome: Outcome) -> dict[str, Any]:
+    """Everything that is kept: figures, and what it takes to have them again."""
+    summaries = outcome.summaries()
+    return {
+        "command": shlex.join(["python", *sys.argv]),
+        "threads": arguments.threads,
+        "rounds": arguments.rounds,
+        **{key: value for key, value in made.items() if key != "folder"},
+        "loss_checks": outcome.loss_checks,
+        "failures": outcome.failures,
+        "ratios": ratios(summaries),
+        "contenders": {
+            name: {"what": CONTENDERS[name].what, "summary": summaries.get(name), "runs": found}
+            for name, found in outcome.runs.items()
+        },
+    }
+
+
 def main() -> int:
     arguments = read_arguments()
     names = select(arguments)
     before = say_whether_quiet()
-    made = prepare(arguments)
+    try:
+        made = prepare(arguments)
+    except ContenderFailedError as error:
+        print(error, file=sys.stderr)
+        return 1
     started = datetime.now(UTC)
-    runs, checks, failures = run_rounds(names, made, arguments.rounds, arguments.threads)
-    summaries = {name: summarise(found) for name, found in runs.items() if found}
-    if summaries:
-        print("\n" + table(summaries) + "\n")
-    record = {
-        "started": started.isoformat(timespec="seconds"),
-        "minutes": round((datetime.now(UTC) - started).total_seconds() / 60, 1),
-        "command": shlex.join([Path(sys.executable).name, *sys.argv]),
-        "before": before,
-        "threads": arguments.threads,
-        "rounds": arguments.rounds,
-        **{key: value for key, value in made.items() if key != "folder"},
-        "loss_checks": checks,
-        "failures": failures,
-        "ratios": ratios(summaries),
-        "contenders": {
-            name: {"what": CONTENDERS[name].what, "summary": summaries.get(name), "runs": found}
-            for name, found in runs.items()
-        },
-    }
+    outcome = run_rounds(names, made, arguments.rounds, arguments.threads)
+    minutes = (datetime.now(UTC) - started).total_seconds() / 60
+    if outcome.summaries():
+        print("\n" + table(outcome.summaries()) + "\n")
     path = arguments.results or results_path(made)
-    write_section(path, "peers" if arguments.peers else "trainer", record)
+    when = {"started": started.isoformat(timespec="seconds"), "minutes": round(minutes, 1)}
+    kept = {**when, "before": before, **record(arguments, made, outcome)}
+    write_section(path, "peers" if arguments.peers else "trainer", kept)
     print(f"written to {path}")
-    unequal = [name for name, check in checks.items() if not check["equal"]]
-    return 1 if failures or unequal else 0
+    return 0 if outcome.good else 1
 
 
 if __name__ == "__main__":

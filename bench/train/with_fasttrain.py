@@ -128,7 +128,7 @@ def main() -> None:
         epoch_tokens=observer.epoch_tokens,
         epoch_supervised_tokens=observer.epoch_supervised_tokens,
         first_loss=first_loss,
-        kernels=json.loads((result.directory / "kernels.json").read_text()),
+        kernels=json.loads((result.directory / "kernels.json").read_text())["rows"],
     )
 
 

@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
-PREPARED = ROOT / "runs" / "bench-train"
+WORK = ROOT / "runs" / "bench-train"  # what is made for a comparison, and its logs
 
 
 @dataclass(frozen=True)
