@@ -79,7 +79,7 @@ class NonFiniteGuard(Callback):
         self._kept += 1
         path = batch_path(run, step.step)
         path.parent.mkdir(exist_ok=True)
-        text = json.dumps(describe_step(step, run.tokenizer), ensure_ascii=False, indent=1)
+        text = json.dumps(describe_step(step, run.tokenizer), ensure_ascii=False)
         write_atomically(path, text.encode("utf-8", "replace"))
         return f"Its batch is in {path}"
 

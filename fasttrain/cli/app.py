@@ -40,9 +40,7 @@ app.add_typer(kernels_app, name="kernels")
 File = Annotated[str, typer.Argument(metavar="FILE", help="The config, a YAML file.")]
 Overrides = Annotated[
     list[str] | None,
-    typer.Argument(
-        metavar="KEY=VALUE", help="Values that replace the file's.", show_default=False
-    ),
+    typer.Argument(metavar="KEY=VALUE", help="Values that replace the file's.", show_default=False),
 ]
 Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
 
