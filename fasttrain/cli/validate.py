@@ -27,8 +27,7 @@ def validate(file: str, overrides: Sequence[str] = ()) -> None:
 def derived_facts(loaded: LoadedConfig) -> list[tuple[str, str]]:
     """(what, choice and reason) of everything that follows from the config alone."""
     config = loaded.config
-    facts = [("alias", str(use)) for use in loaded.aliases_used]
-    facts += [("import", str(imported)) for imported in loaded.imports]
+    facts = [note for note in loaded.notes if note[0] != "horizon"]
     facts.append(("method", config.type))
     facts.append(("model", _named(config.model.type, getattr(config.model, "name_or_path", None))))
     facts += [("data", _source(source)) for source in config.data.sources]
@@ -39,7 +38,7 @@ def derived_facts(loaded: LoadedConfig) -> list[tuple[str, str]]:
     facts.append(("batch", _batch(config)))
     facts.append(("horizon", _horizon(config)))
     facts.append(("output", config.output_dir or f"runs/{loaded.name} (name of the config)"))
-    return facts + [note for note in loaded.notes if note[0] != "horizon"]
+    return facts
 
 
 def _named(kind: str, name: str | None) -> str:

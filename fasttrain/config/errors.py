@@ -20,7 +20,9 @@ class Problem:
     def __str__(self) -> str:
         place = ": ".join(part for part in (self.where, self.key) if part)
         line = f"{place}: {self.what}" if place else self.what
-        return f"{line} {self.hint}".rstrip() if self.hint else line
+        line = f"{line} {self.hint}" if self.hint else line
+        # One line, whatever the values in it hold: line breaks, terminal codes.
+        return "".join(c if c.isprintable() else repr(c)[1:-1] for c in line)
 
 
 class UserError(ValueError):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 from typing import Any
 
-from pydantic import BaseModel, ValidationError, create_model
+from pydantic import BaseModel, ConfigDict, ValidationError, create_model
 
 from fasttrain.components import DEFAULT_TYPES
 from fasttrain.config import registry
@@ -47,6 +47,7 @@ class _Builder:
     def __init__(self, root: Node, problems: list[Problem]) -> None:
         self._root = root
         self._problems = problems
+        self._told = {(problem.where, problem.key) for problem in problems}  # once is enough
 
     def build(self) -> TrainConfig:
         values: dict[str, Any] = {}
@@ -200,13 +201,21 @@ class _Builder:
         return suggestion(name, own)
 
     def _report(self, node: Node, path: KeyPath, what: str, hint: str = "") -> None:
-        self._problems.append(Problem(what, where=node.origin.where, key=key_text(path), hint=hint))
+        where, key = node.origin.where, key_text(path)
+        if (where, key) not in self._told:
+            self._problems.append(Problem(what, where=where, key=key, hint=hint))
+
+
+class _Undocumented(BaseModel):
+    """Looking the help of the fields up in the source takes ten times as long as all else."""
+
+    model_config = ConfigDict(use_attribute_docstrings=False)
 
 
 def _without(config: type[BaseModel], values: dict[str, Any], wrong: set[str]) -> Any:
     """The section with None where a value is wrong, for the rules that read the others."""
     fields: Any = {key: (Any, None) for key in wrong if key in config.model_fields}
-    partial = create_model(config.__name__, __base__=config, **fields)
+    partial = create_model(config.__name__, __base__=(config, _Undocumented), **fields)
     try:
         return partial.model_validate({k: v for k, v in values.items() if k not in wrong})
     except ValidationError:  # the section as a whole is wrong, and no rule reads it

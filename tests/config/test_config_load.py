@@ -344,6 +344,11 @@ def test_environment_values_that_cannot_be_read(problems_of, value, message):
     assert problems_of(f"output_dir: {value}\n", environ={}) == [message]
 
 
+def test_a_variable_that_is_not_set_is_one_problem(problems_of):
+    lines = problems_of("seed: ${env:UNSET}\nprecision: ${env:UNSET}\n", environ={})
+    assert [line.split(": ")[1] for line in lines] == ["seed", "precision"]
+
+
 def test_a_secret_is_never_shown(problems_of, config_of):
     environ = {"MY_API_KEY": "s3cret"}
     assert problems_of("seed: ${env:MY_API_KEY}\n", environ=environ) == [
