@@ -91,7 +91,7 @@ def show_traceback(debug: bool) -> None:
 def report(kind: str, message: str) -> None:
     """One line on stderr, by the first process of a job only."""
     if os.environ.get("RANK", "0") == "0":
-        one_line = " ".join(message.split())
+        one_line = " ".join(message.splitlines())
         print(f"fasttrain: {kind}: {one_line}", file=sys.stderr)
 
 

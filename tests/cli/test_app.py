@@ -86,7 +86,7 @@ def test_each_problem_is_one_line_in_order_and_nothing_follows(monkeypatch, caps
     assert app.exit_code(["run", "a.yaml"]) == 2
     assert capsys.readouterr().err == (
         "fasttrain: error: a.yaml:3: optimzer: unknown key. Did you mean this?\n"
-        "fasttrain: error: two lines\n"
+        "fasttrain: error: two\\nlines\n"
     )
 
 
