@@ -1,4 +1,4 @@
-"""Extending a run the way a user would: files of one's own, named in the YAML or passed in Python."""
+"""Extending a run as a user would: files of one's own, named in the YAML or given in Python."""
 
 import json
 import subprocess

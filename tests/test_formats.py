@@ -1,4 +1,4 @@
-"""Text nobody prepared: `fasttrain run` with a path and no other data option trains on each format."""
+"""Text nobody prepared: `fasttrain run` with a path and no other data option trains on it."""
 
 import json
 from pathlib import Path

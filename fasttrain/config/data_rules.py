@@ -19,6 +19,7 @@ from fasttrain.config.schema.root import TrainConfig
 
 HEAD = 1 << 16  # bytes that are looked at
 MAX_FILES = 16  # of one source
+_MAGIC = {b"PAR1": "Parquet", b"\x1f\x8b": "gzip", b"PK\x03\x04": "a zip archive"}
 _UTF16 = (b"\xff\xfe", b"\xfe\xff")
 _BOM = b"\xef\xbb\xbf"
 
@@ -162,8 +163,10 @@ def _peek_parquet(path: str, head: bytes) -> Problem | None:
 def _peek_text(path: str, head: bytes, kind: str, *, rows: bool) -> Problem | None:
     if head.startswith(_UTF16):
         return Problem("UTF-16 text (expected UTF-8).", where=path, hint="Save it as UTF-8.")
-    if head.startswith((b"PAR1", b"\x1f\x8b", b"PK\x03\x04")):
-        return Problem(f"the content is not {kind}.", where=path, hint="Give it its real suffix.")
+    for magic, found in _MAGIC.items():
+        if head.startswith(magic):
+            what = f"the content is {found}, not {kind}."
+            return Problem(what, where=path, hint="Give it its real suffix.")
     if not rows:
         return None
     problem = _undecodable(path, head.removeprefix(_BOM))
