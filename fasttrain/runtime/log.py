@@ -56,7 +56,8 @@ class Output:
     @property
     def has_colour(self) -> bool:
         """Whether colours are seen, so that nothing else need mark a span."""
-        return self.console.is_terminal and self.console.color_system is not None
+        console = self.console
+        return console.is_terminal and console.color_system is not None and not console.no_color
 
     def print(self, *lines: str | Text, indent: int = 0) -> None:
         """Print lines above the redrawn one. On a terminal a line that is too long goes on below,

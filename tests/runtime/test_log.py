@@ -83,5 +83,8 @@ def test_the_redrawn_line_is_cut_to_the_terminal():
 def test_without_colours_a_span_needs_another_mark():
     coloured = Console(file=io.StringIO(), force_terminal=True, color_system="standard")
     assert log.Output(coloured).has_colour
-    assert not log.Output(Console(file=io.StringIO(), no_color=True)).has_colour
+    uncoloured = Console(
+        file=io.StringIO(), force_terminal=True, color_system="standard", no_color=True
+    )
+    assert not log.Output(uncoloured).has_colour
     assert not log.Output(Console(file=io.StringIO())).has_colour
