@@ -122,9 +122,12 @@ def _wrong_windows(causal_lm: PreTrainedModel, seen: list[int | None]) -> str | 
     window = getattr(config, "sliding_window", None)
     layers = getattr(config, "layer_types", None) or ["sliding_attention"] * len(seen)
     expected = [window if kind == "sliding_attention" else None for kind in layers]
-    if seen == expected:
-        return None
-    return f"its config describes the sliding windows {expected}, its attention asks for {seen}"
+    if len(seen) != len(expected):
+        return f"it has {len(expected)} layers and {len(seen)} calls of attention"
+    for layer, (ours, theirs) in enumerate(zip(seen, expected, strict=True)):
+        if ours != theirs:
+            return f"layer {layer} has the sliding window {theirs}, its attention asks for {ours}"
+    return None
 
 
 # --- the comparison -----------------------------------------------------------------------------

@@ -55,6 +55,8 @@ def load_weights(
     source = _source(section)
     if _is_directory(source):
         check_files(Path(source))
+    if config.dtype == torch.float32 and dtype != torch.float32:
+        log.info("the weights are stored in float32 and rounded to %s, as precision asks", dtype)
     with _as_user_error(section), quiet_transformers():
         causal_lm, report = AutoModelForCausalLM.from_pretrained(
             source,

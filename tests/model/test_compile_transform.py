@@ -28,13 +28,13 @@ BATCHES = [(9, 4, 13), (5,), (7, 8), (3, 3, 3, 3), (31,), (2, 19), (11, 12, 1), 
 
 
 @pytest.fixture
-def without_code_generation(monkeypatch):
-    """Graphs as torch.compile traces and differentiates them, run without generating code: that
-    takes 20 seconds, and is not ours."""
+def without_code_generation(request, monkeypatch):
+    """Graphs as torch.compile traces them ("aot_eager": differentiates them, too), run as they are:
+    generating code takes 20 seconds, and is not ours."""
     compile_ = torch.compile
 
     def traced(*args, mode=None, **options):
-        return compile_(*args, backend="aot_eager", **options)
+        return compile_(*args, backend=request.param, **options)
 
     monkeypatch.setattr(torch, "compile", traced)
     torch.compiler.reset()
@@ -64,14 +64,15 @@ def assert_as_eager(compiled, eager, lengths):
 
 
 @pytest.mark.parametrize(
-    ("kernels", "checkpoint"),
-    [(False, False), (True, True)],
-    ids=["alone", "with kernels and checkpoints"],
+    ("without_code_generation", "kernels", "checkpoint"),
+    [("eager", False, False), ("eager", True, False), ("aot_eager", True, True)],
+    ids=["alone", "with kernels", "with kernels and checkpoints"],
+    indirect=["without_code_generation"],
 )
 def test_one_set_of_graphs_for_all_layers_and_lengths(without_code_generation, kernels, checkpoint):
     if kernels and native.why_not("_C_cpu") is not None:
         pytest.skip(f"no CPU kernel: {native.why_not('_C_cpu')}")
-    options = {"num_hidden_layers": 4}
+    options = {"num_hidden_layers": 2}
     eager = language_model(**options)
     compiled = apply(language_model(**options), kernels=kernels, checkpoint=checkpoint)
     assert_as_eager(compiled, eager, BATCHES[0])
@@ -83,6 +84,7 @@ def test_one_set_of_graphs_for_all_layers_and_lengths(without_code_generation, k
     assert counters["stats"]["unique_graphs"] == graphs
 
 
+@pytest.mark.parametrize("without_code_generation", ["eager"], indirect=True)
 def test_names_writing_and_generating(without_code_generation, tmp_path):
     eager, compiled = language_model(), apply(language_model())
     assert list(compiled.state_dict()) == list(eager.state_dict())

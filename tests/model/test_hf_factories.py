@@ -68,9 +68,13 @@ def test_a_tied_head_need_not_be_stored(tmp_path):
     assert model.head.weight is model.causal_lm.get_input_embeddings().weight
 
 
-def test_the_dtype_is_that_of_the_precision(saved):
-    assert build(saved, precision="bf16").causal_lm.dtype == torch.bfloat16
+def test_the_dtype_is_that_of_the_precision(saved, caplog):
+    caplog.set_level("INFO", "fasttrain")
     assert build(saved, precision="bf16-mixed").causal_lm.dtype == torch.float32
+    assert caplog.messages == []
+    assert build(saved, precision="bf16").causal_lm.dtype == torch.bfloat16
+    [message] = caplog.messages
+    assert "stored in float32 and rounded to torch.bfloat16" in message
 
 
 def test_values_of_the_config_can_be_replaced(saved):
@@ -140,6 +144,13 @@ def test_a_tensor_of_another_shape(model_dir):
         "model.layers.0.mlp.down_proj.weight is (32, 48) in the weights and (32, 40) by the config"
         in text
     )
+
+
+def test_tensors_without_a_place_are_mentioned(model_dir, caplog):
+    caplog.set_level("INFO", "fasttrain")
+    rewrite(model_dir, lambda tensors: tensors.update({"model.extra.weight": torch.ones(3)}))
+    build(model_dir)
+    assert caplog.messages == ["weights the model has no use for: model.extra.weight"]
 
 
 def test_nan_in_the_weights(model_dir):

@@ -75,9 +75,11 @@ def test_long_documents_do_not_change_the_positions_of_short_ones(attention):
         "rope_type": "longrope",
         "short_factor": factors,
         "long_factor": [8 * factor for factor in factors],
-        "original_max_position_embeddings": 8,
+        "rope_theta": 1e4,
     }
-    assert_as_alone("phi3", attention, rope_parameters=rope | {"rope_theta": 1e4})
+    limit = {"original_max_position_embeddings": 8}
+    model = assert_as_alone("phi3", attention, rope_parameters=rope | limit, **limit)
+    assert model.causal_lm.model.rotary_emb.long_inv_freq is not None  # they were used
 
 
 def test_attention_dropout_is_applied_while_training_only():
@@ -127,7 +129,7 @@ def test_a_window_that_attention_is_not_told_of_is_noticed():
     """No probe of a few tokens could show it: the window is longer."""
     model = language_model("llama", sliding_window=32)
     assert model.separation.kind == "padded"
-    assert "sliding windows [32, 32], its attention asks for [None, None]" in model.describe()
+    assert "layer 0 has the sliding window 32, its attention asks for None" in model.describe()
 
 
 def test_a_model_that_mixes_the_tokens_of_a_batch_is_refused():
