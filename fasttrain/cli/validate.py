@@ -27,7 +27,9 @@ def validate(file: str, overrides: Sequence[str] = ()) -> None:
 def derived_facts(loaded: LoadedConfig) -> list[tuple[str, str]]:
     """(what, choice and reason) of everything that follows from the config alone."""
     config = loaded.config
-    facts = [note for note in loaded.notes if note[0] != "horizon"]
+    facts = [("import", str(imported)) for imported in loaded.imports]
+    facts += [("config", f"{use} ({use.where})") for use in loaded.aliases_used]
+    facts += [("config", note) for note in loaded.notes]
     facts.append(("method", config.type))
     facts.append(("model", _named(config.model.type, getattr(config.model, "name_or_path", None))))
     facts += [("data", _source(source)) for source in config.data.sources]

@@ -32,8 +32,7 @@ class LoadedConfig:
     masked: Mapping[str, str] = field(default_factory=dict)  # key → what is shown of a secret
     aliases_used: tuple[AliasUse, ...] = ()
     imports: tuple[Imported, ...] = ()
-    # (what, choice and reason): what the user should hear, aliases and imports among it.
-    notes: tuple[tuple[str, str], ...] = ()
+    notes: tuple[str, ...] = ()  # what is legal and worth saying
 
     @property
     def name(self) -> str:
@@ -74,7 +73,7 @@ def load(
         masked=_masked(root),
         aliases_used=tuple(aliases),
         imports=tuple(imported),
-        notes=() if problems else _notes(config, aliases, imported),
+        notes=() if problems else tuple(rules.notes(config)),
     )
     problems += _located(rules.check(config, name=loaded.name, problems=problems), root)
     if problems:
@@ -133,13 +132,6 @@ def _apply(
         where = override.node.origin.where
         problems.append(Problem(f"{error.args[0]}.", where=where, key=override.key))
     normalise(root)
-
-
-def _notes(
-    config: TrainConfig, aliases: list[AliasUse], imported: list[Imported]
-) -> tuple[tuple[str, str], ...]:
-    read = [("alias", f"{use} ({use.where})" if use.where else str(use)) for use in aliases]
-    return (*read, *(("import", str(name)) for name in imported), *rules.notes(config))
 
 
 # --- where and what ------------------------------------------------------------------------------

@@ -72,7 +72,7 @@ class Registry:
         """Every known name, sorted."""
         return sorted({*self._built_in, *self._registered})
 
-    def config(self, name: str) -> type[ComponentSection]:
+    def config(self, name: str) -> type[Any]:
         """The typed section of `name`; KeyError lists the known names."""
         if name in self._registered:
             return self._config_of(self._registered[name])

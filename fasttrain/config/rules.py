@@ -207,12 +207,12 @@ RULES: tuple[Rule, ...] = (
 # --- legal, and worth saying ---------------------------------------------------------------------
 
 
-def notes(config: TrainConfig) -> list[tuple[str, str]]:
-    """(what, choice and reason) of values that surprise."""
+def notes(config: TrainConfig) -> list[str]:
+    """Values that surprise."""
     found = []
     if config.epochs is not None and config.max_steps is not None:
         both = f"epochs {config.epochs:g} and max_steps {config.max_steps}"
-        found.append(("horizon", f"{both}: whichever ends first"))
+        found.append(f"{both} are both given: whichever ends first")
     if isinstance(config.model, HuggingFaceModelConfig) and config.model.trust_remote_code:
-        found.append(("model", "Python code that comes with it is run: trust_remote_code"))
+        found.append("Python code that comes with the model is run: model.trust_remote_code")
     return found

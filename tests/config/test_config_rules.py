@@ -139,11 +139,11 @@ def test_a_model_from_scratch_needs_a_tokenizer(problems_of):
 
 def test_what_is_legal_and_worth_saying(config_of):
     assert config_of("epochs: 2\nmax_steps: 100\n").notes == (
-        ("horizon", "epochs 2 and max_steps 100: whichever ends first"),
+        "epochs 2 and max_steps 100 are both given: whichever ends first",
     )
     base = "model: {name_or_path: org/x, trust_remote_code: true}\ndata: [org/y]\n"
     assert config_of(base=base).notes == (
-        ("model", "Python code that comes with it is run: trust_remote_code"),
+        "Python code that comes with the model is run: model.trust_remote_code",
     )
 
 

@@ -41,7 +41,7 @@ def test_validate_says_ok_and_what_follows(fasttrain):
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout.splitlines() == [
         "ok: sft.yaml",
-        "  alias      read 'lr' as 'optimizer.learning_rate' (sft.yaml:4)",
+        "  config     read 'lr' as 'optimizer.learning_rate' (sft.yaml:4)",
         "  method     sft",
         "  model      random",
         "  data       file: a.jsonl",

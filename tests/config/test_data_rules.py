@@ -88,7 +88,11 @@ def test_the_same_file_twice(sources_problems, write, workspace):
             "a,b\n1,2\n".encode("utf-16"),
             "a.csv: UTF-16 text (expected UTF-8). Save it as UTF-8.",
         ),
-        ("a.txt", b"PK\x03\x04rest", "a.txt: the content is a zip archive, not .txt. Give it its real suffix."),
+        (
+            "a.txt",
+            b"PK\x03\x04rest",
+            "a.txt: the content is a zip archive, not .txt. Give it its real suffix.",
+        ),
         ("a.json", b"PAR1", "a.json: the content is Parquet, not .json. Give it its real suffix."),
         ("a.parquet", PARQUET, None),
         (
