@@ -158,7 +158,7 @@ def _readable(schema: Any) -> Any:
             result[key] = {name: _readable(part) for name, part in value.items()}
         elif key not in ("title", "default"):
             result[_LIMITS.get(key, key)] = _readable(value)
-    if "default" in schema and not isinstance(schema["default"], (dict, list)):
+    if "default" in schema and schema["default"] not in ([], {}):
         result["default"] = schema["default"]
     return _with_text(result)
 
