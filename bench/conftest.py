@@ -1,10 +1,11 @@
 """Fixtures of the op benchmarks: the device, its ceilings, and where results go."""
 
+import functools
 import json
 from pathlib import Path
 
 import pytest
-import torch
+from fasttrain_kernels import check
 
 from bench import harness
 
@@ -17,7 +18,7 @@ def pytest_addoption(parser):
 
 @pytest.fixture(scope="session")
 def device(request):
-    return request.config.getoption("--device") or ("cuda" if torch.cuda.is_available() else "cpu")
+    return harness.chosen_device(request.config)
 
 
 @pytest.fixture(scope="session")
@@ -43,17 +44,25 @@ def results(device, ceilings):
         (folder / f"{op}.json").write_text(json.dumps(report, indent=1) + "\n")
 
 
+@functools.cache
+def self_test(op, device):
+    return check(op, device=device)
+
+
 @pytest.fixture
 def compare(benchmark, device, ceilings, results, capsys):
     """compare(case, providers, ours=, baseline=): times them, prints and keeps the row."""
 
+    def rounds(others, ours, count):
+        # pytest-benchmark's own table is of ours; the peers are timed just before, every time.
+        benchmark.pedantic(ours, setup=others, rounds=count)
+
     def run(case, providers, *, ours, baseline):
-        timings = harness.time_providers(
-            case,
-            providers,
-            device,
-            lambda one_round, rounds: benchmark.pedantic(one_round, rounds=rounds),
-        )
+        failed = [
+            row.backend for row in self_test(case.op, device) if row.parity and not row.passed
+        ]
+        assert not failed, f"{case.op}: {failed} fail the self-test; nothing wrong is timed"
+        timings = harness.time_providers(providers, ours, device, rounds)
         row = harness.row(case, timings, ceilings, ours, baseline)
         benchmark.extra_info.update(row)
         results.setdefault(case.op, []).append(row)

@@ -4,7 +4,7 @@ import pytest
 import torch
 from fasttrain_kernels import rms_norm
 
-from bench.harness import Absent, Case, Provider
+from bench.harness import Absent, Case, Provider, chosen_device
 
 EPS = 1e-6
 F32, BF16 = torch.float32, torch.bfloat16
@@ -23,7 +23,6 @@ CUDA_CASES = [
     (524288, 128, BF16),
     (16384, 4096, F32),
 ]
-CASES = CUDA_CASES if torch.cuda.is_available() else CPU_CASES
 
 
 def eager(x, weight, residual):
@@ -85,9 +84,13 @@ def steps(call, rows, width, dtype, has_residual, backward, device):
     return step
 
 
+def pytest_generate_tests(metafunc):
+    cases = CUDA_CASES if chosen_device(metafunc.config) == "cuda" else CPU_CASES
+    metafunc.parametrize(("rows", "width", "dtype"), cases)
+
+
 @pytest.mark.parametrize("backward", [False, True], ids=["forward", "forward+backward"])
 @pytest.mark.parametrize("has_residual", [False, True], ids=["plain", "residual"])
-@pytest.mark.parametrize(("rows", "width", "dtype"), CASES)
 def test_rms_norm(compare, device, rows, width, dtype, has_residual, backward):
     kind = "fwd+bwd" if backward else "fwd"
     name = f"{rows}x{width} {str(dtype).removeprefix('torch.')}"
