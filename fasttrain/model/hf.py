@@ -12,7 +12,7 @@ from fasttrain.config.errors import Problem, UserError
 from fasttrain.config.schema.model import HuggingFaceModelConfig, ModelSection, RandomModelConfig
 from fasttrain.core.interfaces import ModelFactory
 from fasttrain.model.head import Head, find_head
-from fasttrain.model.language_model import HFLanguageModel, Source
+from fasttrain.model.language_model import HFLanguageModel, Source, max_positions
 from fasttrain.model.names import did_you_mean
 from fasttrain.model.probe import evaluating, exact_products
 from fasttrain.model.separation import Separation, choose_separation
@@ -28,7 +28,7 @@ class HuggingFaceModelFactory(ModelFactory):
     Config = HuggingFaceModelConfig
 
     def max_length(self) -> int | None:
-        return _max_length(read_config(self.config))
+        return max_positions(read_config(self.config))
 
     def build(
         self, *, tokenizer: Any, precision: Precision, device: torch.device
@@ -49,7 +49,7 @@ class RandomModelFactory(ModelFactory):
     Config = RandomModelConfig
 
     def max_length(self) -> int | None:
-        return _max_length(self._transformers_config({}))
+        return max_positions(self._transformers_config({}))
 
     def build(
         self, *, tokenizer: Any, precision: Precision, device: torch.device
@@ -120,11 +120,6 @@ def _unusable(name: str, error: Exception) -> UserError:
     text = " ".join(str(error).split())[:300].rstrip(".")
     what = f"transformers can't make or run {name} as configured: {type(error).__name__}: {text}."
     return UserError(Problem(key="model", what=what, hint="Check the sizes in its config."))
-
-
-def _max_length(config: Any) -> int | None:
-    length = getattr(config.get_text_config(), "max_position_embeddings", None)
-    return length if isinstance(length, int) and length > 0 else None
 
 
 # --- the tokenizer ------------------------------------------------------------------------------

@@ -92,22 +92,30 @@ class HFLanguageModel(LanguageModel):
 
     def generate(self, prompts: list[str], *, tokenizer: Any, max_new_tokens: int) -> list[str]:
         """One prompt at a time, so that nothing is padded. Every mode of the model is put back."""
+        with self._generating():
+            return [self._continue(prompt, tokenizer, max_new_tokens) for prompt in prompts]
+
+    def _continue(self, prompt: str, tokenizer: Any, max_new_tokens: int) -> str:
+        ids = torch.tensor([_encode(tokenizer, prompt)], device=self.causal_lm.device)
+        room = self._room_after(ids.shape[1], max_new_tokens)
+        if room == 0:
+            return ""
         settings = GenerationConfig(
             do_sample=False,
-            max_new_tokens=max_new_tokens,
+            max_new_tokens=room,
             repetition_penalty=1.0,
             eos_token_id=_end_tokens(self.causal_lm, tokenizer),
             pad_token_id=tokenizer.eos_token_id,
         )
-        with self._generating():
-            return [self._continue(prompt, tokenizer, settings) for prompt in prompts]
-
-    def _continue(self, prompt: str, tokenizer: Any, settings: GenerationConfig) -> str:
-        ids = torch.tensor([_encode(tokenizer, prompt)], device=self.causal_lm.device)
         mask = torch.ones_like(ids)
         out = self.causal_lm.generate(ids, attention_mask=mask, generation_config=settings)
         text: str = tokenizer.decode(out[0, ids.shape[1] :], skip_special_tokens=True)
         return text
+
+    def _room_after(self, length: int, wanted: int) -> int:
+        """Tokens that can follow: a learnt position embedding has no row beyond its last."""
+        limit = max_positions(self.causal_lm.config)
+        return wanted if limit is None else max(0, min(wanted, limit - length))
 
     @contextmanager
     def _generating(self) -> Iterator[None]:
@@ -149,8 +157,18 @@ def _end_tokens(causal_lm: PreTrainedModel, tokenizer: Any) -> list[int]:
     return sorted({*ends, tokenizer.eos_token_id} - {None})
 
 
+def max_positions(config: Any) -> int | None:
+    """The longest sequence that a transformers config says its model is made for."""
+    length = getattr(config.get_text_config(), "max_position_embeddings", None)
+    return length if isinstance(length, int) and length > 0 else None
+
+
 def _encode(tokenizer: Any, prompt: str) -> list[int]:
     """Token ids of a prompt. A chat template has written what is special; a plain text begins as
-    the tokenizer begins texts, and is not ended."""
-    ids: list[int] = tokenizer(prompt, add_special_tokens=not tokenizer.chat_template)["input_ids"]
-    return ids[:-1] if len(ids) > 1 and ids[-1] == tokenizer.eos_token_id else ids
+    the tokenizer begins texts, and is not ended. An empty one begins where texts do."""
+    plain = not tokenizer.chat_template
+    ids: list[int] = tokenizer(prompt, add_special_tokens=plain)["input_ids"]
+    if plain and ids[-1:] == [tokenizer.eos_token_id]:
+        ids = ids[:-1]
+    begin = tokenizer.eos_token_id if tokenizer.bos_token_id is None else tokenizer.bos_token_id
+    return ids or [begin]

@@ -210,6 +210,21 @@ def test_generation_stops_at_the_end_token():
     assert model.generate(["w7"], tokenizer=words, max_new_tokens=3) == ["w11 w11 w11"]
 
 
+@pytest.mark.parametrize("architecture", ["gpt2", "llama"])
+def test_generation_stops_at_the_last_position(architecture):
+    model = language_model(architecture)
+    model.causal_lm.generation_config.eos_token_id = None
+    words = tokenizer()
+    words.eos_token = "w50"
+    with torch.no_grad():
+        model.head.weight[50].zero_()
+    limit = 64
+    for length, room in ((limit - 3, 3), (limit, 0), (limit + 5, 0)):
+        [answer] = model.generate(["w7 " * length], tokenizer=words, max_new_tokens=9)
+        assert len(answer.split()) <= room
+    assert model.generate([""], tokenizer=words, max_new_tokens=2) != [""]
+
+
 def test_generation_leaves_the_model_as_it_was():
     model = language_model("llama").train()
     model.causal_lm.model.layers[0].eval()
