@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any
 
@@ -99,7 +99,7 @@ editors with the YAML language server.
 def config_page() -> str:
     """docs/config.md"""
     schema = config_schema()
-    parts = [GENERATED, "", INTRODUCTION, "## Top level", "", *_table(schema)]
+    parts = [GENERATED, "", INTRODUCTION, "## Top level", "", *_table(schema, {"model", "data"})]
     for key in TrainConfig.model_fields:
         parts += _section(key, schema)
     parts += _alias_table()
@@ -133,18 +133,19 @@ def _types(kind: Registry, schema: dict[str, Any]) -> list[str]:
         default = " (default)" if DEFAULT_TYPES.get(kind.kind) == name else ""
         lines += [f"**`type: {name}`**{default} — {definition['description']}", ""]
         if len(definition["properties"]) > 1:
-            lines += [*_table(definition), ""]
+            fields = kind.config(name).model_fields
+            needed = {key for key, field in fields.items() if field.is_required()}
+            lines += [*_table(definition, needed), ""]
     return lines[:-1]
 
 
-def _table(definition: dict[str, Any]) -> list[str]:
+def _table(definition: dict[str, Any], needed: Collection[str] = ()) -> list[str]:
     """A row per key: value, default, help."""
     lines = ["| key | value | default | |", "|---|---|---|---|"]
-    required = definition.get("required", [])
     for name, field in definition["properties"].items():
         if "const" in field:
             continue
-        default = "required" if name in required else _default(field)
+        default = "required" if name in needed else _default(field)
         help_text = field.get("description", "").replace("|", "\\|")
         lines.append(f"| `{name}` | {_value(field)} | {default} | {help_text} |")
     return lines

@@ -6,7 +6,6 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from fasttrain.components import DEFAULT_TYPES
 from fasttrain.config import registry
 from fasttrain.config.normalise import SHORT_SECTIONS
 from fasttrain.config.numbers import HUMAN_NUMBER, HUMAN_POWER
@@ -105,11 +104,12 @@ def _component(kind: Registry, name: str, definitions: Schema) -> Schema:
             properties[key] = _list(inner, definitions)
     properties["type"] = {"const": name}
     _describe(config, properties)
-    optional = kind is registry.TRAINERS or DEFAULT_TYPES.get(kind.kind) == name
-    implied = (kind.kind, name) in _TYPE_IS_IMPLIED
     required = [key for key in schema.pop("required", []) if key != "type"]
-    required += [] if optional or implied else ["type"]
-    return schema | ({"required": required} if required else {})
+    if (kind.kind, name) not in _TYPE_IS_IMPLIED:
+        required.append("type")
+    # A section may stand below one that `extends` brings; an entry of a list stands alone.
+    in_list = kind in COMPONENT_LISTS.values()
+    return schema | ({"required": required} if in_list else {})
 
 
 def _type_name(kind: Registry) -> Schema:
