@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
@@ -12,21 +11,14 @@ from typing import Any
 import pyarrow as pa
 from datasets import Dataset
 
+from fasttrain.data.scratch import scratch_directory
+
 # A record batch ends at whichever comes first: Arrow's string columns hold 2 GiB in one batch, and
 # readers decode a batch at a time.
 BATCH_ROWS = 1000
 BATCH_CHARACTERS = 16 * 2**20
 
-_directory: tempfile.TemporaryDirectory[str] | None = None
 _written = 0
-
-
-def temporary_directory() -> Path:
-    """One directory per process, under TMPDIR, deleted when the process ends."""
-    global _directory
-    if _directory is None:
-        _directory = tempfile.TemporaryDirectory(prefix="fasttrain-rows-")
-    return Path(_directory.name)
 
 
 class ArrowFile:
@@ -39,7 +31,7 @@ class ArrowFile:
         global _written
         _written += 1
         self.schema = schema
-        self.path = temporary_directory() / f"{_written:06d}.arrow"
+        self.path = scratch_directory() / f"{_written:06d}.arrow"
         self.rows = 0  # written so far
         self._pending: list[Sequence[Any]] = []
         self._characters = 0
@@ -101,7 +93,7 @@ class ArrowFile:
 
 def discard(dataset: Dataset) -> None:
     """Delete our temporary files behind a dataset that is no longer needed."""
-    own = temporary_directory()
+    own = scratch_directory()
     for file in dataset.cache_files:
         path = Path(file["filename"])
         if path.parent == own:
