@@ -1,7 +1,7 @@
 """One directory per process for rows, under TMPDIR.
 
-It goes when the process ends; where the process was killed, the next one that needs such a directory
-removes it.
+It goes when the process ends; where the process was killed, the next one that needs such a
+directory removes it.
 """
 
 from __future__ import annotations
