@@ -5,7 +5,7 @@ still follows `use()` and the environment. Every backend saves the same tensors,
 the backward pass may legally run on different ones.
 """
 
-from typing import Any
+from typing import Any, overload
 
 import torch
 from torch import Tensor
@@ -183,6 +183,26 @@ def _check(x: Tensor, weight: Tensor, residual: Tensor | None) -> None:
     checks.same_device("rms_norm", x=x, weight=weight, residual=residual)
 
 
+@overload
+def rms_norm(
+    x: Tensor,
+    weight: Tensor,
+    eps: float = ...,
+    *,
+    residual: None = ...,
+    style: str = ...,
+    backend: str = ...,
+) -> Tensor: ...
+@overload
+def rms_norm(
+    x: Tensor,
+    weight: Tensor,
+    eps: float = ...,
+    *,
+    residual: Tensor,
+    style: str = ...,
+    backend: str = ...,
+) -> tuple[Tensor, Tensor]: ...
 def rms_norm(
     x: Tensor,
     weight: Tensor,
