@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
@@ -10,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-from datasets import Dataset, List
+from datasets import Dataset, Json, LargeList, List, Value
 
 from fasttrain.config.errors import Problem, UserError
 from fasttrain.config.schema.data import DataSection, SourceSection
@@ -109,26 +110,34 @@ def _rows(
 
 
 def _plain(rows: Dataset, columns: list[str]) -> Iterator[dict[str, Any]]:
-    """Rows as Python objects.
-
-    Arrow gives each object in a column the fields of all: those that a row did not have come back
-    as nulls, and are taken out again. Columns kept as JSON have no such nulls.
-    """
-    selected = rows.with_format(None).select_columns(columns)
-    nested = [name for name in columns if isinstance(rows.features[name], (dict, list, List))]
+    """Rows as Python objects, straight from Arrow: no image is decoded, no number rounded."""
+    selected = rows.select_columns(columns).with_format("arrow")
     for batch in selected.iter(BATCH_ROWS):
-        for values in zip(*(batch[name] for name in columns), strict=True):
-            row = dict(zip(columns, values, strict=True))
-            for name in nested:
-                row[name] = _without_nulls(row[name])
-            yield row
+        values = [_plain_column(batch.column(name), rows.features[name]) for name in columns]
+        for row in zip(*values, strict=True):
+            yield dict(zip(columns, row, strict=True))
 
 
-def _without_nulls(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _without_nulls(part) for key, part in value.items() if part is not None}
-    if isinstance(value, list):
-        return [_without_nulls(part) for part in value]
+def _plain_column(column: pa.ChunkedArray, feature: Any) -> list[Any]:
+    values = column.to_pylist()
+    return values if isinstance(feature, Value) else [_plain_value(v, feature) for v in values]
+
+
+def _plain_value(value: Any, feature: Any) -> Any:
+    """A nested value as it was before it went into Arrow.
+
+    Arrow gives each object in a column the fields of all: those that an object did not have come
+    back as nulls, and are taken out again. What is kept as JSON has no such nulls.
+    """
+    if value is None:
+        return None
+    if isinstance(feature, Json):
+        return json.loads(value)
+    if isinstance(feature, dict):
+        parts = {key: part for key, part in value.items() if part is not None}
+        return {key: _plain_value(part, feature[key]) for key, part in parts.items()}
+    if isinstance(feature, List | LargeList):
+        return [_plain_value(part, feature.feature) for part in value]
     return value
 
 

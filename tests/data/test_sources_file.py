@@ -302,3 +302,15 @@ def test_a_column_named_like_ours_is_refused(tmp_path):
     path = write_jsonl(tmp_path / "train.jsonl", chats(1, _origin="x"))
     with pytest.raises(UserError, match="column '_origin': fasttrain uses this name itself"):
         load(path)
+
+
+def test_numbers_inside_tool_calls_are_not_rounded(tmp_path):
+    arguments = {"x": 0.1234567890123456789, "n": 12345678901234567890123, "e": 1e-300}
+    rows = chats(1)
+    rows[0]["messages"][1] = {
+        "role": "assistant",
+        "tool_calls": [{"name": "f", "arguments": arguments}],
+    }
+    (row,) = load(write_jsonl(tmp_path / "train.jsonl", rows)).train
+    call = json.loads(row["messages"])[1]["tool_calls"][0]
+    assert call["function"]["arguments"] == arguments

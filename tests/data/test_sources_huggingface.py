@@ -3,7 +3,7 @@
 import json
 
 import pytest
-from datasets import Dataset, DatasetDict
+from datasets import ClassLabel, Dataset, DatasetDict, Features, Image, Json, List, Value
 from source_rows import chats, load, turns
 
 from fasttrain.config.errors import UserError
@@ -129,3 +129,21 @@ def test_what_datasets_says_becomes_one_line(error, line, monkeypatch):
     monkeypatch.setattr(huggingface, "hub_reachable", lambda: True)
     monkeypatch.setattr(huggingface.datasets, "load_dataset", fail)
     assert refused("x/y") == line
+
+
+def test_columns_of_other_kinds_are_left_alone(tmp_path, capfd):
+    """Images are never decoded; JSON inside of lists is."""
+    features = Features(
+        {
+            "messages": List({"role": Value("string"), "content": Json()}),
+            "image": Image(),
+            "label": ClassLabel(names=["a", "b"]),
+            "vector": List(Value("float32")),
+        }
+    )
+    row = {**chats(1)[0], "image": {"path": None, "bytes": b"no image"}, "label": 0, "vector": [1]}
+    row["messages"][0]["content"] = [{"type": "text", "text": "one"}]
+    Dataset.from_list([row], features=features).save_to_disk(tmp_path / "saved")
+    rows = read(tmp_path / "saved")
+    assert turns(rows.train[0]) == [("user", "one"), ("assistant", "answer 0")]
+    assert rows.reports[0].detected.endswith("not used: image, label, vector")
