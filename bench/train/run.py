@@ -65,8 +65,8 @@ def run_process(command: Sequence[str], log: Path, variables: Mapping[str, str])
         except subprocess.TimeoutExpired as error:
             raise ContenderFailedError(f"{error}; its output is in {log}") from error
     text = log.read_text(encoding="utf-8", errors="replace")
-    # Libraries may print after us, from threads of theirs.
-    lines = [line for line in text.splitlines() if line.startswith("{") and line.endswith("}")]
+    # Trainers print dictionaries too, in Python's quotes.
+    lines = [line for line in text.splitlines() if line.startswith('{"')]
     if done.returncode != 0 or not lines:
         raise ContenderFailedError(
             f"{shlex.join(command)} ended with {done.returncode}:\n{text[-TAIL:]}"
