@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -11,6 +13,7 @@ from typing import Any
 import pyarrow as pa
 from datasets import Dataset
 
+from fasttrain.config.errors import Problem, UserError
 from fasttrain.data.scratch import scratch_directory
 
 # A record batch ends at whichever comes first: Arrow's string columns hold 2 GiB in one batch, and
@@ -48,9 +51,12 @@ class ArrowFile:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self._close()
-        if error is not None:
-            self.path.unlink(missing_ok=True)
+        if error is None:
+            self._close()
+            return
+        with suppress(OSError):  # the first error is the one to tell
+            self._close()
+        self.path.unlink(missing_ok=True)
 
     def add(self, row: Sequence[Any]) -> None:
         """Append one row, its values in the schema's order."""
@@ -60,8 +66,11 @@ class ArrowFile:
             self._flush()
 
     def write(self, batch: pa.RecordBatch) -> None:
-        """Append a batch of this file's schema."""
-        self._writer.write_batch(batch)
+        """Append a batch of this file's schema. UserError where the disk refuses it."""
+        try:
+            self._writer.write_batch(batch)
+        except OSError as error:
+            raise self._refused(error) from error
         self.rows += batch.num_rows
         for column in batch.columns:
             for buffer in column.buffers():
@@ -71,7 +80,10 @@ class ArrowFile:
     def dataset(self) -> Dataset:
         """Close the file and map it."""
         self._flush()
-        self._close()
+        try:
+            self._close()
+        except OSError as error:
+            raise self._refused(error) from error
         mapped = Dataset.from_file(str(self.path))
         mapped._fingerprint = self._digest.hexdigest()
         return mapped
@@ -84,6 +96,16 @@ class ArrowFile:
             ]
             self._pending, self._characters = [], 0
             self.write(pa.record_batch(arrays, schema=self.schema))
+
+    def _refused(self, error: OSError) -> UserError:
+        reason = os.strerror(error.errno) if error.errno else str(error)
+        return UserError(
+            Problem(
+                f"the rows cannot be written here ({reason}).",
+                where=str(self.path.parent),
+                hint="Set TMPDIR to a disk with more room.",
+            )
+        )
 
     def _close(self) -> None:
         if not self._sink.closed:

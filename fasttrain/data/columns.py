@@ -68,21 +68,25 @@ class Sample:
         return bool(values) and all(isinstance(value, str) for value in values)
 
     def is_messages(self, column: str) -> bool:
-        """Most values are lists of messages, or JSON texts where the column's name says so.
+        """Most values are lists of messages; or lists, or JSON texts, whose column's name says so.
 
         Most, not all: one bad row must be named as such, not make the format unrecognisable.
         """
-        values = self.values(column)
+        values = [value for value in self.values(column) if value not in ([], "")]
         if 2 * sum(looks_like_messages(value) for value in values) > len(values):
             return True
-        if column.lower() not in MESSAGES_NAMES or not self.is_text(column):
+        if column.lower() not in MESSAGES_NAMES:
             return False
-        return bool(values[0].lstrip().startswith("["))
+        if self.is_text(column):
+            return bool(values) and bool(values[0].lstrip().startswith("["))
+        return self.type_of_values(column) == "list"
 
     def type_of(self, column: str) -> str:
         """What a column holds, in a word."""
-        if self.is_messages(column):
-            return "messages"
+        return "messages" if self.is_messages(column) else self.type_of_values(column)
+
+    def type_of_values(self, column: str) -> str:
+        """The same by the Python types alone."""
         names = {str: "text", bool: "true/false", int: "number", float: "number", list: "list"}
         types = {names.get(type(value), "object") for value in self.values(column)}
         return " or ".join(sorted(types)) or "null"

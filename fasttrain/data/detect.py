@@ -232,6 +232,8 @@ def _preference(sample: Sample) -> UserError:
 
 
 def _undetectable(sample: Sample) -> UserError:
+    if not sample.columns:
+        return UserError(Problem("the rows have no columns.", key=sample.key))
     name, roles = _closest(sample)
     return UserError(
         Problem(

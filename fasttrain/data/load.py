@@ -59,7 +59,7 @@ def load_rows(section: DataSection, *, examples: Examples, seed: int, hooks: Hoo
     draw_rows(held_out, total=None, seed=seed)
     ready = [normalise(source, section, examples) for source in (*train, *held_out)]
     reports = tuple(each.report for each in ready)
-    conversations = any(each.kind == "conversation" for each in ready)
+    conversations = any(len(each.rows) and each.kind == "conversation" for each in ready)
     rows = concatenate_datasets([each.rows for each in ready[: len(train)]])
     if held_out:
         evaluation = concatenate_datasets([each.rows for each in ready[len(train) :]])

@@ -10,6 +10,7 @@ from source_rows import FIXTURES, chats, load, write_jsonl
 
 from fasttrain.config.errors import UserError
 
+REAL_FILE = pa.OSFile
 GOOD = json.dumps(chats(1)[0]).encode()
 
 
@@ -236,3 +237,34 @@ def test_fixtures_stay_as_they_are():
         if path.suffix != ".md":
             load(path)
     assert before == {path: path.read_bytes() for path in FIXTURES.iterdir()}
+
+
+def test_a_full_disk(tmp_path, monkeypatch):
+    """Rows are kept in a temporary file: /dev/full stands in for a full disk."""
+    path = write_jsonl(tmp_path / "train.jsonl", chats(3000))
+    monkeypatch.setattr(pa, "OSFile", lambda _, mode: REAL_FILE("/dev/full", mode))
+    (line,) = refused(path)
+    assert "the rows cannot be written here (No space left on device)" in line
+    assert line.endswith("Set TMPDIR to a disk with more room.")
+
+
+def test_rows_without_columns(tmp_path):
+    path = write(tmp_path / "train.jsonl", b"{}", b"{}")
+    assert refused(path) == ["data.sources[0]: the rows have no columns."]
+
+
+@pytest.mark.parametrize(
+    ("value", "what"),
+    [
+        ([], "messages: empty conversation."),
+        (["hello"], "messages[0]: wrong type (text; expected an object with a role)."),
+    ],
+)
+def test_a_column_called_messages_is_judged_as_messages(value, what, tmp_path):
+    path = write_jsonl(tmp_path / "train.jsonl", [{"messages": value}])
+    assert refused(path)[0] == f"{path}:1: {what}"
+
+
+def test_spaces_after_the_commas_of_a_header(tmp_path):
+    path = write(tmp_path / "qa.csv", b"question, answer", b"a,b")
+    assert load(path).reports[0].detected.startswith("question/answer")

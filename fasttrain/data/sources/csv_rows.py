@@ -48,6 +48,7 @@ def read_csv(path: Path) -> Iterator[RawRow]:
 def _header(fields: list[str], trouble: RawRow | None, where: str) -> list[str]:
     if trouble is not None and trouble.problem is not None:
         raise UserError(Problem(" ".join(trouble.problem), where=trouble.origin))
+    fields = [field.strip() for field in fields]
     repeated = [field for field, count in Counter(fields).items() if count > 1]
     if repeated:
         raise UserError(Problem(f"the header names '{repeated[0]}' twice.", where=where))

@@ -39,6 +39,14 @@ class FileSource(Source):
         UserError for a file that is missing, empty, damaged or of another format than its suffix
         says. A row that cannot be read becomes a row with `_problem`.
         """
+        try:
+            return self._load()
+        except OSError as error:
+            where = shown(Path(error.filename or self.config.path))
+            what = f"cannot be read ({error.strerror or error})."
+            raise UserError(Problem(what, where=where)) from error
+
+    def _load(self) -> Dataset:
         paths, kind = find_files(self.config.path)
         if kind == ".txt":
             self.note = txt.NOTE

@@ -24,12 +24,7 @@ def shown(path: Path) -> str:
 
 def open_bytes(path: Path) -> IO[bytes]:
     """The file's bytes, decompressed where its name ends in .gz."""
-    try:
-        return path.open("rb") if path.suffix != ".gz" else gzip.open(path, "rb")  # type: ignore[return-value]
-    except OSError as error:
-        raise UserError(
-            Problem(f"cannot be read ({error.strerror}).", where=shown(path))
-        ) from error
+    return path.open("rb") if path.suffix != ".gz" else gzip.open(path, "rb")  # type: ignore[return-value]
 
 
 def damaged_gzip(path: Path, error: Exception) -> UserError:
