@@ -64,21 +64,19 @@ class Sample:
         return [row[column] for row in self.rows if row.get(column) is not None]
 
     def is_text(self, column: str) -> bool:
+        """Most values are text. Not all: one bad row must be named as such, not hide the format."""
         values = self.values(column)
-        return bool(values) and all(isinstance(value, str) for value in values)
+        return 2 * sum(isinstance(value, str) for value in values) > len(values)
 
     def is_messages(self, column: str) -> bool:
-        """Most values are lists of messages; or lists, or JSON texts, whose column's name says so.
-
-        Most, not all: one bad row must be named as such, not make the format unrecognisable.
-        """
+        """Most values are lists of messages; or lists or JSON texts whose column's name says so."""
         values = [value for value in self.values(column) if value not in ([], "")]
         if 2 * sum(looks_like_messages(value) for value in values) > len(values):
             return True
         if column.lower() not in MESSAGES_NAMES:
             return False
         if self.is_text(column):
-            return bool(values) and bool(values[0].lstrip().startswith("["))
+            return bool(values) and str(values[0]).lstrip().startswith("[")
         return self.type_of_values(column) == "list"
 
     def type_of(self, column: str) -> str:

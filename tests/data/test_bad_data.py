@@ -268,3 +268,8 @@ def test_a_column_called_messages_is_judged_as_messages(value, what, tmp_path):
 def test_spaces_after_the_commas_of_a_header(tmp_path):
     path = write(tmp_path / "qa.csv", b"question, answer", b"a,b")
     assert load(path).reports[0].detected.startswith("question/answer")
+
+
+def test_a_number_among_texts(tmp_path):
+    path = write_jsonl(tmp_path / "train.jsonl", [{"text": "one"}, {"text": 2}, {"text": "three"}])
+    assert refused(path)[0] == f"{path}:2: text: wrong type (the number 2; expected text)."

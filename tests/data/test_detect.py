@@ -207,7 +207,9 @@ def test_nothing_fits_names_columns_types_and_the_line_to_add():
     )
 
 
-@pytest.mark.parametrize("row", [{"id": 1}, {"x": None}, {"labels": [1, 2], "ids": [3]}])
+@pytest.mark.parametrize(
+    "row", [{"id": 1}, {"x": None}, {"messages": None}, {"labels": [1, 2], "ids": [3]}]
+)
 def test_no_text_at_all(row):
     assert "cannot tell what the rows are" in refused(**row).what
 
