@@ -2,16 +2,27 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 
-from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
+from tokenizers import (
+    AddedToken,
+    Tokenizer,
+    decoders,
+    models,
+    normalizers,
+    pre_tokenizers,
+    processors,
+    trainers,
+)
 from transformers import PreTrainedTokenizerFast
 
 TEXT = [
     "You are terse. Answer yes or no. What is the capital of France? Paris. The answer is four.",
     "system user assistant tool model response instruction tool_call think arguments name weather",
 ] * 3
+ASCII = ["\n", *map(chr, range(33, 127))]
 
 
 @dataclass(frozen=True)
@@ -24,9 +35,8 @@ class Family:
     strips_after: bool = False  # special tokens swallow the blanks behind them (AddedToken.rstrip)
 
 
-@cache
-def tokenizer(family: Family) -> PreTrainedTokenizerFast:
-    """Byte-level BPE with some merges, so that tokens straddle what they can."""
+def byte_level() -> Tokenizer:
+    """As GPT-2, Qwen and Llama 3."""
     backend = Tokenizer(models.BPE())
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     backend.decoder = decoders.ByteLevel()
@@ -36,12 +46,62 @@ def tokenizer(family: Family) -> PreTrainedTokenizerFast:
         show_progress=False,
     )
     backend.train_from_iterator(TEXT, trainer=trainer)
+    return backend
+
+
+def byte_level_trimmed() -> Tokenizer:
+    """Its offsets leave out the blank in front of a word."""
+    backend = byte_level()
+    backend.post_processor = processors.ByteLevel(trim_offsets=True)
+    return backend
+
+
+def sentencepiece_bpe() -> Tokenizer:
+    """As Llama 2: a blank is put before every piece of text between special tokens."""
+    backend = Tokenizer(models.BPE(unk_token="<unk>", fuse_unk=True))
+    backend.normalizer = normalizers.Sequence(
+        [normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")]
+    )
+    backend.decoder = decoders.Sequence(
+        [decoders.Replace("▁", " "), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
+    )
+    trainer = trainers.BpeTrainer(
+        vocab_size=500, special_tokens=["<unk>"], initial_alphabet=ASCII, show_progress=False
+    )
+    backend.train_from_iterator(TEXT, trainer=trainer)
+    return backend
+
+
+def unigram() -> Tokenizer:
+    """As T5 and XLNet."""
+    backend = Tokenizer(models.Unigram())
+    backend.normalizer = normalizers.NFKC()
+    backend.pre_tokenizer = pre_tokenizers.Metaspace()
+    backend.decoder = decoders.Metaspace()
+    trainer = trainers.UnigramTrainer(
+        vocab_size=200,
+        special_tokens=["<unk>"],
+        unk_token="<unk>",
+        initial_alphabet=ASCII,
+        show_progress=False,
+    )
+    backend.train_from_iterator(TEXT, trainer=trainer)
+    return backend
+
+
+@cache
+def tokenizer(
+    family: Family, kind: Callable[[], Tokenizer] = byte_level
+) -> PreTrainedTokenizerFast:
+    """A tokenizer of a kind, with some merges, so that tokens straddle what they can."""
+    backend = kind()
     backend.add_special_tokens(
         [AddedToken(token, rstrip=family.strips_after, special=True) for token in family.special]
     )
     return PreTrainedTokenizerFast(
         tokenizer_object=backend,
         bos_token="<s>" if "<s>" in family.special else None,
+        unk_token="<unk>" if backend.token_to_id("<unk>") is not None else None,
         eos_token=family.eos,
         chat_template=family.template,
     )

@@ -60,7 +60,7 @@ class PackedTraining(TrainingData):
         with self._lock:
             if epoch not in self._packs:
                 while len(self._packs) >= _KEPT_EPOCHS:
-                    del self._packs[min(self._packs)]
+                    del self._packs[next(iter(self._packs))]
                 self._packs[epoch] = self._packer.packs(epoch)
             return self._packs[epoch]
 

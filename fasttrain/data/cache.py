@@ -1,7 +1,7 @@
 """Tokenised rows, kept between runs.
 
 An entry is a directory named by the hash of all its inputs: flat arrays as raw files, and
-`meta.json` with their sizes and checksums. It is written under a temporary name and renamed when it
+`meta.json` with their checksums. It is written under a temporary name and renamed when it
 is whole, so that two runs, or one that is killed, never leave half an entry.
 """
 
@@ -36,6 +36,8 @@ _ARRAYS: dict[str, Any] = {
     "rows": np.int64,
     "source_ids": np.int32,
 }
+# All that reading a damaged file may raise.
+_UNREADABLE = (OSError, ValueError, LookupError, TypeError)
 
 
 @dataclass(frozen=True)
@@ -100,20 +102,25 @@ def _damage(entry: Path) -> str | None:
     if not entry.exists():
         return ""
     try:
-        meta = json.loads((entry / _META).read_bytes())
-        for name, (size, checksum) in meta["files"].items():
-            path = entry / name
-            if path.stat().st_size != size:
-                return f"the entry is damaged ({name} has {path.stat().st_size} bytes, not {size})"
-            if files.sha256_of(path) != checksum:
-                return f"the entry is damaged ({name} does not match its checksum)"
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        checksums = _read_meta(entry)["checksums"]
+        for name in _ARRAYS:
+            if files.sha256_of(entry / f"{name}.bin") != checksums[name]:
+                return f"the entry is damaged ({name}.bin does not match its checksum)"
+    except _UNREADABLE as error:
         return f"the entry is damaged ({type(error).__name__}: {error})"
     return None
 
 
+def _read_meta(entry: Path) -> Any:
+    """What `meta.json` says. One of _UNREADABLE where it isn't what was written."""
+    checksum, text = json.loads((entry / _META).read_bytes())
+    if fingerprint.of_text(text) != checksum:
+        raise ValueError(f"{_META} does not match its checksum")
+    return json.loads(text)
+
+
 def _open(entry: Path, message: str) -> Tokenized:
-    meta = json.loads((entry / _META).read_bytes())
+    meta = _read_meta(entry)
     arrays = {name: _map(entry / f"{name}.bin", dtype) for name, dtype in _ARRAYS.items()}
     documents = Documents(**arrays, source_names=tuple(meta["sources"]))
     return Tokenized(documents, Tally.from_json(meta["tally"]), message)
@@ -130,8 +137,8 @@ def _difference(directory: Path, inputs: Mapping[str, str]) -> str:
     changes = []
     for path in directory.glob(f"*/{_META}"):
         try:
-            other = json.loads(path.read_bytes())["inputs"]
-        except (OSError, ValueError, KeyError, TypeError):  # a damaged entry says nothing
+            other = _read_meta(path.parent)["inputs"]
+        except _UNREADABLE:  # a damaged entry says nothing
             continue
         changes.append([name for name in inputs if other.get(name) != inputs[name]])
     closest = min(changes, key=len, default=list(inputs))
@@ -174,11 +181,11 @@ def _write(folder: Path, inputs: Mapping[str, str], chunks: Iterable[Chunk]) -> 
         ("source_ids", sources),
     ):
         files.write_new(folder / f"{name}.bin", np.array(values, _ARRAYS[name]).tobytes())
-    paths = [folder / f"{name}.bin" for name in _ARRAYS]
     meta = {
         "inputs": dict(inputs),
-        "files": {path.name: [path.stat().st_size, files.sha256_of(path)] for path in paths},
+        "checksums": {name: files.sha256_of(folder / f"{name}.bin") for name in _ARRAYS},
         "sources": list(names),
         "tally": tally.as_json(),
     }
-    files.write_new(folder / _META, json.dumps(meta, indent=1).encode())
+    text = json.dumps(meta)
+    files.write_new(folder / _META, json.dumps([fingerprint.of_text(text), text]).encode())

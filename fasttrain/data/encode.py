@@ -176,12 +176,21 @@ class Encoder:
         for start, stop in rendering.supervised:
             first, last = np.searchsorted(ends, (start, stop), side="right").tolist()
             if not self.options.supervise_all:
+                if first < last and self._is_header(ids[first], offsets[first], start):
+                    first += 1
                 last = self._without_blanks(rendering.text, ids, offsets, (first, last))
             supervised[first:last] = True
         for start, stop in rendering.excluded:
             first, last = np.searchsorted(ends, (start, stop), side="right").tolist()
             supervised[first:last] = False
         return supervised
+
+    def _is_header(self, token: int, offset: tuple[int, int], start: int) -> bool:
+        """Whether a token is the header before an answer, with the answer's first blanks.
+
+        Some special tokens swallow all blanks behind them (AddedToken.rstrip).
+        """
+        return token in self._special_ids and offset[0] < start
 
     def _without_blanks(
         self,

@@ -143,9 +143,12 @@ def template_message(message: Message) -> TemplateMessage:
 
 
 def _special_tokens(tokenizer: Any) -> tuple[str, ...]:
-    """Texts of all tokens that control the model. Many are flagged so without having a role."""
+    """Texts of all tokens that control the model. Many are flagged so without having a role.
+
+    The one for unknown text, though special too, stands for text.
+    """
     flagged = {token.content for token in tokenizer.added_tokens_decoder.values() if token.special}
-    return tuple(sorted(flagged | set(tokenizer.all_special_tokens)))
+    return tuple(sorted((flagged | set(tokenizer.all_special_tokens)) - {tokenizer.unk_token}))
 
 
 def _any_of(tokens: Iterable[str], *, then: str | None = None) -> re.Pattern[str]:

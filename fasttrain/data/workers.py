@@ -5,6 +5,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
+import sys
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
@@ -22,7 +23,12 @@ _PARALLELISM = "TOKENIZERS_PARALLELISM"
 
 
 def default_workers() -> int:
-    """The cores this process may use, at most MAX_DEFAULT_WORKERS."""
+    """The cores this process may use, at most MAX_DEFAULT_WORKERS.
+
+    One where processes can't be forked safely: elsewhere than on Linux.
+    """
+    if sys.platform != "linux":
+        return 1
     return min(len(os.sched_getaffinity(0)), MAX_DEFAULT_WORKERS)
 
 

@@ -12,9 +12,9 @@ from fasttrain.data.template import ChatTemplate
 OPTIONS = EncodeOptions(max_length=4096, overlong="error", invalid="error", supervise_all=False)
 
 
-def encode(family, messages, **options):
+def encode(family, messages, kind=chats.byte_level, **options):
     """A conversation's tokens and mask, through the encoder that training uses."""
-    tokenizer = chats.tokenizer(family)
+    tokenizer = chats.tokenizer(family, kind)
     encoder = Encoder(tokenizer, ChatTemplate(tokenizer), replace(OPTIONS, **options))
     rows = {
         "kind": ["conversation"],
@@ -26,11 +26,11 @@ def encode(family, messages, **options):
     return encoder.encode(rows, 0)
 
 
-def pieces(family, messages, *, flag=True, **options):
+def pieces(family, messages, kind=chats.byte_level, *, flag=True, **options):
     """The runs of tokens that are supervised (or are not), each decoded."""
-    chunk = encode(family, messages, **options)
+    chunk = encode(family, messages, kind, **options)
     assert not chunk.problems, chunk.problems
-    tokenizer, found, run = chats.tokenizer(family), [], []
+    tokenizer, found, run = chats.tokenizer(family, kind), [], []
     for token, supervised in zip(chunk.tokens[0], chunk.supervised[0], strict=True):
         if supervised == flag:
             run.append(int(token))
@@ -104,6 +104,17 @@ def test_exactly_the_answers_and_their_ends(name):
     assert pieces(getattr(chats, name), THREE_TURNS) == ENDS[name]
 
 
+KINDS = [chats.byte_level_trimmed, chats.sentencepiece_bpe, chats.unigram]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("name", ENDS)
+def test_whatever_the_kind_of_tokenizer(name, kind):
+    """Blanks aside, which decoders add and drop."""
+    found = ["".join(piece.split()) for piece in pieces(getattr(chats, name), THREE_TURNS, kind)]
+    assert found == ["".join(piece.split()) for piece in ENDS[name]]
+
+
 @pytest.mark.parametrize("name", ENDS)
 def test_the_rest_is_all_there_and_not_supervised(name):
     family = getattr(chats, name)
@@ -144,10 +155,21 @@ def test_blanks_that_a_template_keeps_belong_to_the_answer():
     assert learnt == ["  four \n<|im_end|>"]
 
 
+@pytest.mark.parametrize("kind", [chats.byte_level, *KINDS])
+def test_a_header_that_swallows_the_answers_first_blanks_is_not_learnt(kind):
+    [learnt] = pieces(chats.PHI3, [user("?"), assistant(" \n four")], kind)
+    assert "".join(learnt.split()) == "four<|end|><|endoftext|>"
+
+
 def test_a_token_across_the_boundary_belongs_to_the_turn_it_ends_in():
     """The template's line break and the answer's own are one token here."""
-    family = replace(chats.CHATML, special=("<|im_start|>", "<|im_end|>", "\n\n"))
-    learnt = pieces(family, [user("?"), assistant("\nfour")])
+
+    def with_double_break():
+        backend = chats.byte_level()
+        backend.add_tokens(["\n\n"])
+        return backend
+
+    learnt = pieces(chats.CHATML, [user("?"), assistant("\nfour")], with_double_break)
     assert learnt == ["\n\nfour<|im_end|>"]
 
 
