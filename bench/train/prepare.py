@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from chats import make_chats, stdlib_modules
+from chat_data import make_chats, stdlib_modules
 from measure import versions
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import (
@@ -191,7 +191,7 @@ def main() -> None:
         workload = replace(workload, steps=arguments.steps)
     folder = arguments.work / name
     sources = b"".join(
-        Path(__file__).with_name(file).read_bytes() for file in ("prepare.py", "chats.py")
+        Path(__file__).with_name(file).read_bytes() for file in ("prepare.py", "chat_data.py")
     )
     described = json.dumps([asdict(workload), platform.python_version()])
     key = hashlib.sha256(described.encode() + sources).hexdigest()

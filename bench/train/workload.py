@@ -28,7 +28,7 @@ class Workload:
     rows: int  # chats in a padded batch, which is one optimizer step
     warmup: int  # optimizer steps at the start that are not measured
     steps: int  # optimizer steps that are measured
-    length_scale: float = 1.0  # of the chats' length profile (chats.py)
+    length_scale: float = 1.0  # of the chats' length profile (chat_data.py)
     learning_rate: float = 3e-4
     # Tokens of a pack, and the sequence limit of every contender: what `rows` chats hold on
     # average, so that an optimizer step sees as many tokens packed as padded.

@@ -29,8 +29,8 @@ def words(text):
 
 def make(load, count, **options):
     chats = load("chats")
-    modules = chats.stdlib_modules()[:40]
-    return list(chats.make_chats(count, modules, words, **{"scale": 1.0, "seed": 0, **options}))
+    modules = chat_data.stdlib_modules()[:40]
+    return list(chat_data.make_chats(count, modules, words, **{"scale": 1.0, "seed": 0, **options}))
 
 
 def test_the_same_python_gives_the_same_chats(load):
@@ -65,7 +65,7 @@ def test_an_epoch_in_miniature_pads_as_much_as_the_epoch(load, seed):
     chats, instruments = load("chats"), load("instruments")
     measure, workloads = load("measure"), load("workload").WORKLOADS
     rows, workload = workloads["cpu"].rows, workloads["cpu"]
-    lengths = [chats.length_at((i + 0.5) / 2000, 1.0) for i in range(2000)]
+    lengths = [chat_data.length_at((i + 0.5) / 2000, 1.0) for i in range(2000)]
     # Of like length: the case where few batches could mislead most.
     order = sorted(range(2000), key=lengths.__getitem__)
     job = measure.Job(HARNESS, HARNESS, "grouped", seed, workload)
