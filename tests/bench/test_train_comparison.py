@@ -28,7 +28,7 @@ def words(text):
 
 
 def make(load, count, **options):
-    chats = load("chats")
+    chat_data = load("chat_data")
     modules = chat_data.stdlib_modules()[:40]
     return list(chat_data.make_chats(count, modules, words, **{"scale": 1.0, "seed": 0, **options}))
 
@@ -40,7 +40,7 @@ def test_the_same_python_gives_the_same_chats(load):
 
 def test_chats_have_the_length_profile(load):
     chats = make(load, 200)
-    per_message = load("chats").TOKENS_PER_MESSAGE
+    per_message = load("chat_data").TOKENS_PER_MESSAGE
     lengths = [
         sum(len(message["content"].split()) + per_message for message in chat) for chat in chats
     ]

@@ -49,7 +49,7 @@ def test_the_global_batch_is_split(settings, ranks, accumulation, total):
     ],
 )
 def test_a_remainder_shows_the_arithmetic(settings, ranks):
-    with pytest.raises(UserError, match="global_batch_size: .* is not .* micro × "):
+    with pytest.raises(UserError, match=r"global_batch_size: .* is not .* micro × "):
         plan_batches(config(**settings), ranks)
 
 
