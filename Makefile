@@ -26,8 +26,9 @@ $(VENV)/.installed: pyproject.toml constraints.txt setup.py CMakeLists.txt $(wil
 quickstart: setup  ## train a small model on this machine and show what it learnt
 	$(BIN)/fasttrain run configs/quickstart.yaml
 
+# One process a core with one thread each: two threads a process would fight over the cores.
 test: setup  ## the tests (CPU)
-	$(BIN)/pytest
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n auto
 
 test-gpu: setup  ## the tests that need a CUDA device
 	$(BIN)/pytest -m gpu

@@ -62,7 +62,7 @@ def test_chats_alternate_and_half_of_the_tokens_are_answers(load):
 
 @pytest.mark.parametrize("seed", [1, 2, 3])
 def test_an_epoch_in_miniature_pads_as_much_as_the_epoch(load, seed):
-    chats, instruments = load("chats"), load("instruments")
+    chat_data, instruments = load("chat_data"), load("instruments")
     measure, workloads = load("measure"), load("workload").WORKLOADS
     rows, workload = workloads["cpu"].rows, workloads["cpu"]
     lengths = [chat_data.length_at((i + 0.5) / 2000, 1.0) for i in range(2000)]
