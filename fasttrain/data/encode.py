@@ -1,12 +1,8 @@
-"""Rows → tokens and which of them are supervised, a chunk of rows at a time.
-
-A conversation is rendered, and its whole text tokenised once; characters are mapped to tokens by
-the tokenizer's offsets. A token belongs to the span in which it ends: one that begins in the prompt
-and ends in the answer is learnt, one that begins in the answer and ends in the next header is not.
-"""
+"""Rows → tokens and which of them are supervised, a chunk of rows at a time."""
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -18,6 +14,7 @@ from fasttrain.data.conversation import Conversation
 from fasttrain.data.masks import Rendering, UnclearTurnError, render
 from fasttrain.data.tally import Tally
 from fasttrain.data.template import ChatTemplate, TemplateRefusalError
+from fasttrain.data.token_spans import TokenisedText
 
 TOO_LONG = "longer than max_length"
 NOTHING_TO_LEARN = "nothing to learn"
@@ -150,9 +147,12 @@ class Encoder:
         for number, document in enumerate(documents):
             assert document.rendering is not None
             ids, offsets = encoded["input_ids"][number], encoded["offset_mapping"][number]
-            supervised = self._supervised(document.rendering, ids, offsets)
-            if number == 0:
-                chunk.problems += self._disagreements(document, ids, offsets)
+            text = TokenisedText(document.text, ids, offsets)
+            if self._disagreement(document, text, sample=number == 0):
+                chunk.problems.append(_lying_offsets(document.origin))
+            supervised = text.supervised(
+                document.rendering, self._special_ids, whole=self.options.supervise_all
+            )
             if document.rendering.is_open:
                 ids, supervised = [*ids, self._end], np.append(supervised, True)
             result[document.row] = np.array(ids, np.int32), supervised
@@ -167,70 +167,14 @@ class Encoder:
             **options,
         )
 
-    def _supervised(
-        self, rendering: Rendering, ids: list[int], offsets: list[tuple[int, int]]
-    ) -> np.ndarray:
-        """(n,) bool from spans of characters, by the rule at the top of this file."""
-        supervised = np.zeros(len(ids), np.bool_)
-        ends = _ends(offsets)
-        for start, stop in rendering.supervised:
-            first, last = np.searchsorted(ends, (start, stop), side="right").tolist()
-            if not self.options.supervise_all:
-                if first < last and self._is_header(ids[first], offsets[first], start):
-                    first += 1
-                last = self._without_blanks(rendering.text, ids, offsets, (first, last))
-            supervised[first:last] = True
-        for start, stop in rendering.excluded:
-            first, last = np.searchsorted(ends, (start, stop), side="right").tolist()
-            supervised[first:last] = False
-        return supervised
+    def _disagreement(self, document: _Document, text: TokenisedText, *, sample: bool) -> bool:
+        """Whether offsets contradict the tokens, which would put the mask in the wrong place.
 
-    def _is_header(self, token: int, offset: tuple[int, int], start: int) -> bool:
-        """Whether a token is the header before an answer, with the answer's first blanks.
-
-        Some special tokens swallow all blanks behind them (AddedToken.rstrip).
-        """
-        return token in self._special_ids and offset[0] < start
-
-    def _without_blanks(
-        self,
-        text: str,
-        ids: list[int],
-        offsets: list[tuple[int, int]],
-        span: tuple[int, int],
-    ) -> int:
-        """Where a turn's tokens end: blanks after its end-of-turn token are never generated."""
-        first, last = span
-        end = last
-        while end > first and ids[end - 1] not in self._special_ids:
-            if text[slice(*offsets[end - 1])].strip():
-                return last
-            end -= 1
-        return end if end > first else last
-
-    def _disagreements(
-        self, document: _Document, ids: list[int], offsets: list[tuple[int, int]]
-    ) -> list[Problem]:
-        """Decode what stands before the ends of each span, and compare it with the text.
-
-        Offsets that lie would put the mask in the wrong place. One document of a chunk is looked
-        at; a tokenizer that changes the text (lower case, other Unicode forms) can't be judged so.
+        A `sample` is decoded too.
         """
         assert document.rendering is not None
-        if _squeezed(self._decode(ids)) != _squeezed(document.text):
-            return []
-        ends = _ends(offsets)
-        for span in document.rendering.supervised:
-            for place in span:
-                count = int(np.searchsorted(ends, place, side="right"))
-                across = count < len(ids) and offsets[count][0] < place
-                before = _squeezed(self._decode(ids[:count]))
-                if not across and before != _squeezed(document.text[:place]):
-                    what = "the tokenizer's offsets do not agree with its tokens, so that "
-                    what += "nothing tells which tokens are an answer's."
-                    hint = "Use its tokenizer.json of another release, or another tokenizer."
-                    return [Problem(what, where=document.origin, key="tokenizer", hint=hint)]
-        return []
+        places = itertools.chain.from_iterable(document.rendering.supervised)
+        return text.offsets_fall() or (sample and text.offsets_lie(places, self._decode))
 
     def _decode(self, ids: list[int]) -> str:
         text: str = self.tokenizer.decode(ids, clean_up_tokenization_spaces=False)
@@ -266,12 +210,8 @@ class Encoder:
         chunk.sources.append(source)
 
 
-def _ends(offsets: list[tuple[int, int]]) -> np.ndarray:
-    """(n,) where each token ends; never falling, so that it can be searched."""
-    ends = np.fromiter((stop for _, stop in offsets), np.int64, count=len(offsets))
-    return np.maximum.accumulate(ends)
-
-
-def _squeezed(text: str) -> str:
-    """`text` without blanks, which decoders add and drop."""
-    return "".join(text.split())
+def _lying_offsets(origin: str) -> Problem:
+    what = "the tokenizer's offsets do not agree with its tokens, so that nothing tells which "
+    what += "tokens are an answer's."
+    hint = "Use its tokenizer.json of another release, or another tokenizer."
+    return Problem(what, where=origin, key="tokenizer", hint=hint)

@@ -57,6 +57,7 @@ class PackedData(DataFactory):
         hooks: Hooks,
     ) -> PreparedData:
         assert isinstance(loaded, Rows), "prepare() takes what load() returned"
+        _refuse_unusable(tokenizer)
         max_length = choose_max_length(self.config.max_length, model_max_length)
         template = _template(tokenizer) if loaded.has_conversations else None
         encoder = Encoder(tokenizer, template, self._options(max_length.tokens))
@@ -129,6 +130,16 @@ class PackedData(DataFactory):
     def _packer(self, documents: Documents, max_length: int, seed: int) -> Packer:
         capacity = max_length if self.config.packing else None
         return Packer(documents.lengths, capacity, self.config.pack_window, seed)
+
+
+def _refuse_unusable(tokenizer: Any) -> None:
+    """A tokenizer may come from a callback or a component of the user's own."""
+    if not tokenizer.is_fast:
+        what = "the tokenizer is not a fast one; nothing tells where its tokens stand in a text."
+        raise UserError(Problem(what, key="tokenizer"))
+    if tokenizer.eos_token_id is None:
+        what = "the tokenizer has no eos_token: no text could be ended."
+        raise UserError(Problem(what, key="tokenizer"))
 
 
 def _template(tokenizer: Any) -> ChatTemplate:

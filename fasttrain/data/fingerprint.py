@@ -12,10 +12,10 @@ from typing import Any
 import pyarrow as pa
 from datasets import Dataset
 
-from fasttrain.data import conversation, encode, masks, template
+from fasttrain.data import conversation, encode, masks, template, token_spans
 
 _COLUMNS = ["kind", "messages", "text", "source", "origin"]
-_CODE = (conversation, template, masks, encode)
+_CODE = (conversation, template, masks, token_spans, encode)
 _LIBRARIES = ("tokenizers", "transformers", "jinja2")
 # Rows hashed together. Part of what is hashed: another number gives other hashes.
 _BATCH = 4096

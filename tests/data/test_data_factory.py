@@ -172,6 +172,12 @@ def test_a_tokenizer_without_a_chat_template_is_the_users_mistake():
     assert prepare(rows(dataset(texts=["Paris"])), tokenizer=tokenizer).report.documents == 1
 
 
+def test_a_tokenizer_without_eos_is_the_users_mistake():
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=chats.byte_level())
+    with pytest.raises(UserError, match="tokenizer: the tokenizer has no eos_token"):
+        prepare(rows(dataset(texts=["Paris"])), tokenizer=tokenizer)
+
+
 def test_prompts_carry_the_template():
     held_out = dataset(chats=CHATS[:3], texts=["Paris is in France"], source="held_out.jsonl")
     evaluation = prepare(rows(dataset(chats=CHATS), held_out)).evaluation

@@ -155,6 +155,13 @@ def test_blanks_that_a_template_keeps_belong_to_the_answer():
     assert learnt == ["  four \n<|im_end|>"]
 
 
+def test_text_that_the_tokenizer_does_not_know_ends_no_turn():
+    """Its token is a special one too."""
+    chunk = encode(chats.ALPACA, [user("?"), assistant("日本")], chats.sentencepiece_bpe)
+    first = chunk.supervised[0].tolist().index(True)
+    assert all(chunk.supervised[0][first:]), "the blanks before the added end are learnt"
+
+
 @pytest.mark.parametrize("kind", [chats.byte_level, *KINDS])
 def test_a_header_that_swallows_the_answers_first_blanks_is_not_learnt(kind):
     [learnt] = pieces(chats.PHI3, [user("?"), assistant(" \n four")], kind)
@@ -223,6 +230,11 @@ def test_thoughts_that_the_prompt_would_rule_out():
 def test_thoughts_inside_the_content_that_a_template_cuts_off():
     chat = [user("?"), assistant("<think>\nhm\n</think>four"), user("!"), assistant("</think>no")]
     assert pieces(chats.DEEPSEEK, chat) == ["four</s>", "no</s>"]
+
+
+def test_an_answer_of_which_nothing_is_left_is_refused():
+    [problem] = encode(chats.DEEPSEEK, [user("?"), assistant("<think>hm</think>")]).problems
+    assert "message 2 (assistant)" in str(problem)
 
 
 def test_tool_calls_are_learnt_and_their_results_are_not():
@@ -298,6 +310,18 @@ def test_marks_decide_what_is_the_assistants():
     )
     family = replace(chats.CHATML, template=template)
     assert pieces(family, THREE_TURNS) == ENDS["CHATML"]
+
+
+def test_marks_without_an_end_of_turn():
+    """The next header is no end; the last answer gets one, and the blanks before it are learnt."""
+    template = chats.GLM.template.replace(
+        "'<|' + m.role + '|>\n' + m.content }}",
+        "'<|' + m.role + '|>\n' }}{% if m.role == 'assistant' %}"
+        "{% generation %}{{ m.content }}{% endgeneration %}{% else %}{{ m.content }}{% endif %}"
+        "{{ '\n' if loop.last }}",
+    )
+    learnt = pieces(replace(chats.GLM, template=template), THREE_TURNS)
+    assert learnt == ["yes", "yes or no", "no\n<|endoftext|>"]
 
 
 def test_marks_around_a_header_are_taken_out_with_their_turn():
@@ -412,23 +436,23 @@ def test_a_conversation_that_begins_with_an_answer():
     assert pieces(chats.MARKED, chat) == ["Answer yes or no.<|im_end|>", "no<|im_end|>"]
 
 
-def test_offsets_that_lie_are_found_out():
-    """A tokenizer whose offsets are those of another text."""
+def encode_with_offsets(change):
+    """THREE_TURNS through a tokenizer whose (id, offset) pairs are changed."""
 
-    class Lying(type(chats.tokenizer(chats.CHATML))):
+    class Changed(type(chats.tokenizer(chats.CHATML))):
         def __call__(self, texts, **options):
             encoded = super().__call__(texts, **options)
-            for offsets in encoded["offset_mapping"]:
-                offsets[:] = [(max(start - 3, 0), max(stop - 3, 0)) for start, stop in offsets]
+            ids, offsets = encoded["input_ids"][0], encoded["offset_mapping"][0]
+            offsets[:] = [change(*pair) for pair in zip(ids, offsets, strict=True)]
             return encoded
 
     honest = chats.tokenizer(chats.CHATML)
-    lying = Lying(
+    tokenizer = Changed(
         tokenizer_object=honest.backend_tokenizer,
         eos_token=honest.eos_token,
         chat_template=honest.chat_template,
     )
-    encoder = Encoder(lying, ChatTemplate(lying), OPTIONS)
+    encoder = Encoder(tokenizer, ChatTemplate(tokenizer), OPTIONS)
     rows = {
         "kind": ["conversation"],
         "messages": [Conversation(tuple(THREE_TURNS)).to_json()],
@@ -436,5 +460,17 @@ def test_offsets_that_lie_are_found_out():
         "source": ["test"],
         "origin": ["test.jsonl:7"],
     }
-    [problem] = encoder.encode(rows, 0).problems
+    return encoder.encode(rows, 0)
+
+
+def test_offsets_that_lie_are_found_out():
+    chunk = encode_with_offsets(lambda _, span: (max(span[0] - 3, 0), max(span[1] - 3, 0)))
+    [problem] = chunk.problems
+    assert "offsets do not agree" in str(problem)
+
+
+def test_special_tokens_without_offsets_are_found_out():
+    special = chats.tokenizer(chats.CHATML).convert_tokens_to_ids(list(chats.CHATML.special))
+    chunk = encode_with_offsets(lambda token, span: (0, 0) if token in special else span)
+    [problem] = chunk.problems
     assert "offsets do not agree" in str(problem)

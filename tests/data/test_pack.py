@@ -70,6 +70,13 @@ def test_epochs_differ_and_each_can_be_made_again_on_its_own():
     assert as_lists(Packer(some_lengths(300), 1024, 100, seed=4).packs(1)) != second
 
 
+def test_packs_are_shuffled():
+    """Best fit begins with the longest documents; training does not."""
+    lengths = some_lengths(400)
+    longest = [max(lengths[pack]) for pack in as_lists(Packer(lengths, 1024, 400, 3).packs(0))]
+    assert longest != sorted(longest, reverse=True)
+
+
 def test_unpacked_each_document_is_a_pack():
     packs = Packer(some_lengths(50), None, 10, seed=3).packs(0)
     assert [len(pack) for pack in as_lists(packs)] == [1] * 50
