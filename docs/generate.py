@@ -6,10 +6,12 @@ python docs/generate.py --check    exit 1 and name the stale ones
 
 from __future__ import annotations
 
+import inspect
 import json
 import sys
 from collections.abc import Callable, Collection
 from pathlib import Path
+from textwrap import dedent
 from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -23,6 +25,7 @@ from fasttrain.config.resolve import FREE_TO_CHANGE  # noqa: E402
 from fasttrain.config.schema.base import MAX_INT  # noqa: E402
 from fasttrain.config.schema.root import TrainConfig  # noqa: E402
 from fasttrain.config.sections import COMPONENT_LISTS, COMPONENTS  # noqa: E402
+from fasttrain.core import events  # noqa: E402
 
 GENERATED = "<!-- Written by docs/generate.py from fasttrain/config/schema. Do not edit. -->"
 PLAIN_SECTIONS = {"kernels": "KernelsConfig", "eval": "EvalConfig", "logging": "LoggingConfig"}
@@ -218,6 +221,72 @@ def _free_keys() -> list[str]:
     ]
 
 
+# --- the hooks of callbacks ----------------------------------------------------------------------
+
+HOOKS_BEGIN = "<!-- From here on written by docs/generate.py from fasttrain/core/events.py. -->"
+HOOKS_END = "<!-- Up to here. -->"
+
+# Events where the record is None, or an object that no class of events.py describes.
+UNTYPED_RECORDS = {"on_tokenizer_created": "the tokenizer"}
+RECORDS = (
+    events.StepStart,
+    events.StepEnd,
+    events.LogRecord,
+    events.EvaluationRecord,
+    events.CheckpointRecord,
+    events.Resumed,
+    events.Result,
+)
+# What `call` takes, and so what stands after it in the wrapper's own signature.
+WRAPPED_ARGUMENTS = {
+    "load_source": "",
+    "create_tokenizer": "",
+    "tokenize": "rows, tokenizer",
+    "create_model": "",
+    "select_kernels": "model, profile",
+    "create_optimizer": "",
+    "create_scheduler": "",
+    "loss": "model, batch",
+    "backward": "loss",
+    "optimizer_step": "skip",
+    "evaluate": "",
+    "save_checkpoint": "run",
+}
+UNTYPED_RESULTS = {
+    "load_source": "`datasets.Dataset`",
+    "create_tokenizer": "a transformers tokenizer",
+    "backward": "nothing",
+    "optimizer_step": "nothing",
+}
+
+
+def callbacks_page() -> str:
+    """docs/callbacks.md, written by hand but for the part between the two marks."""
+    page = (ROOT / "docs/callbacks.md").read_text(encoding="utf-8")
+    before, _, rest = page.partition(HOOKS_BEGIN)
+    after = rest.partition(HOOKS_END)[2]
+    return f"{before}{HOOKS_BEGIN}\n\n{hooks()}\n\n{HOOKS_END}{after}"
+
+
+def hooks() -> str:
+    """Order of a run, observers with their records, wrappers with their arguments."""
+    description = (events.__doc__ or "").split("\n\n", 1)[1]
+    order = description[: description.index("\n\nAn observer")]
+    lines = ["### In the order of a run", "", "```", dedent(order), "```"]
+    lines += ["", "### Observers", "", "| method | record |", "|---|---|"]
+    for name in events.OBSERVERS:
+        kind = inspect.signature(getattr(events.Callback, name)).parameters["record"].annotation
+        record = UNTYPED_RECORDS.get(name) or ("" if kind == "None" else f"`{kind}`")
+        lines.append(f"| `{name}` | {record} |")
+    lines += ["", "### Wrappers", "", "| method | called as | returns |", "|---|---|---|"]
+    for name, result in events.WRAPPABLE.items():
+        returned = UNTYPED_RESULTS.get(name) or f"`{getattr(result, '__name__', result)}`"
+        lines.append(f"| `wrap_{name}` | `call({WRAPPED_ARGUMENTS[name]})` | {returned} |")
+    lines += ["", "### Records", "", "```python"]
+    lines += ["\n\n".join(inspect.getsource(record).rstrip() for record in RECORDS), "```"]
+    return "\n".join(lines)
+
+
 # --- all that is generated -----------------------------------------------------------------------
 
 
@@ -228,6 +297,7 @@ def schema_file() -> str:
 
 GENERATED_FILES: dict[str, Callable[[], str]] = {
     "docs/config.md": config_page,
+    "docs/callbacks.md": callbacks_page,
     "configs/schema.json": schema_file,
 }
 
