@@ -283,7 +283,7 @@ def hooks() -> str:
         returned = UNTYPED_RESULTS.get(name) or f"`{getattr(result, '__name__', result)}`"
         lines.append(f"| `wrap_{name}` | `call({WRAPPED_ARGUMENTS[name]})` | {returned} |")
     lines += ["", "### Records", "", "```python"]
-    lines += ["\n\n".join(inspect.getsource(record).rstrip() for record in RECORDS), "```"]
+    lines += ["\n\n\n".join(inspect.getsource(record).rstrip() for record in RECORDS), "```"]
     return "\n".join(lines)
 
 

@@ -81,6 +81,13 @@ def test_links_lead_somewhere(page):
         assert not anchor or anchor in anchors(linked), f"{target} has no such heading"
 
 
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
+def test_files_named_exist(page):
+    roots = "fasttrain|configs|kernels|csrc|bench|docs|tests"
+    for file in re.findall(rf"`((?:{roots})/[\w./-]+\.\w+)`", prose(page)):
+        assert (ROOT / file).exists() or (page.parent / file).exists(), f"{file} is not there"
+
+
 def test_every_page_is_in_the_navigation():
     nav = yaml.safe_load((ROOT / "mkdocs.yml").read_text())["nav"]
     assert sorted(file for entry in nav for file in entry.values()) == [p.name for p in DOCS]
