@@ -7,15 +7,10 @@ import torch
 from toys import ToyModel, batch_of, document, step_batch
 
 from fasttrain.config.schema.run import EvalConfig, LoggingConfig
+from fasttrain.core.batch import StepResult
+from fasttrain.core.data_report import DataReport, DecodedSample, SourceReport
 from fasttrain.core.events import EvaluationRecord, Hooks, LogRecord, Result, StepEnd
-from fasttrain.core.interfaces import (
-    DataReport,
-    DecodedSample,
-    PreparedData,
-    SourceReport,
-    StepResult,
-    Topology,
-)
+from fasttrain.core.interfaces import PreparedData, Topology
 from fasttrain.core.run import Run
 
 

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 
 from datasets import Dataset
 
-from fasttrain.core.interfaces import SourceReport
+from fasttrain.core.data_report import SourceReport
 from fasttrain.data.conversation import Conversation, Message
 from fasttrain.data.load import Rows
 

@@ -18,7 +18,7 @@ from fasttrain.config.registry import CALLBACKS, TRAINERS
 from fasttrain.config.schema.callback import CallbackSection
 from fasttrain.config.schema.trainer import TrainerSection
 from fasttrain.core.events import Callback
-from fasttrain.core.interfaces import LossSum
+from fasttrain.core.batch import LossSum
 from fasttrain.trainers.sft import SFTTrainer
 
 

@@ -26,6 +26,9 @@ VENDORS = {
 }
 BLOCK_MAY_IMPORT = (
     "fasttrain.core.interfaces",
+    "fasttrain.core.batch",
+    "fasttrain.core.kernel_plan",
+    "fasttrain.core.data_report",
     "fasttrain.core.events",
     "fasttrain.core.run",
     "fasttrain.config",

@@ -9,8 +9,8 @@ import torch
 from transformers import AutoModelForCausalLM
 
 import fasttrain
+from fasttrain.core.batch import IGNORED_LABEL
 from fasttrain.core.events import Callback
-from fasttrain.core.interfaces import IGNORED_LABEL
 
 LOSS_RTOL = 1e-5
 GRADIENT_RTOL = 1e-5
@@ -128,9 +128,7 @@ def reference(chats, tmp_path_factory):
 
 def by_suffix(gradients, names):
     """Gradients under transformers' own parameter names, whatever wraps the model."""
-    return {
-        name: next(g for ours, g in gradients.items() if ours.endswith(name)) for name in names
-    }
+    return {name: next(g for ours, g in gradients.items() if ours.endswith(name)) for name in names}
 
 
 def test_ours_is_what_plain_pytorch_computes(reference):

@@ -6,7 +6,8 @@ import torch
 from fasttrain_kernels.layout import DocumentLayout
 from torch import nn
 
-from fasttrain.core.interfaces import IGNORED_LABEL, Batch, LanguageModel, LossSum, StepBatch
+from fasttrain.core.batch import IGNORED_LABEL, Batch, LossSum, StepBatch
+from fasttrain.core.interfaces import LanguageModel
 
 
 class ToyModel(LanguageModel):

@@ -78,16 +78,12 @@ template <class DY, class X>
 void backward_row(const DY* dy, const X* dsum, const X* x, const Acc<X>* weight, Acc<X> rstd, X* dx,
                   Acc<X>* dweight, int64_t width) {
   using T = Acc<X>;
-  if (dweight != nullptr) {
-    each_vector<T>(width, [&](int64_t i, auto lanes) {
-      const Vec<T> share = load(dy + i, lanes) * (load(x + i, lanes) * rstd);
-      store(dweight + i, load(dweight + i, lanes) + share, lanes);
-    });
-  }
-  if (dx == nullptr) return;
   const T dot = sum_over<T>(width, [&](int64_t i, auto lanes) {
-    return load(dy + i, lanes) * load(weight + i, lanes) * (load(x + i, lanes) * rstd);
+    const Vec<T> share = load(dy + i, lanes) * (load(x + i, lanes) * rstd);
+    if (dweight != nullptr) store(dweight + i, load(dweight + i, lanes) + share, lanes);
+    return share * load(weight + i, lanes);
   });
+  if (dx == nullptr) return;
   const T mean = dot / static_cast<T>(width);
   each_vector<T>(width, [&](int64_t i, auto lanes) {
     const Vec<T> grad = load(dy + i, lanes) * load(weight + i, lanes);

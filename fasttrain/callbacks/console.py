@@ -24,6 +24,7 @@ from fasttrain.callbacks.screen import (
 )
 from fasttrain.callbacks.summary import Seen, summary_section
 from fasttrain.config.schema.callback import ConsoleConfig
+from fasttrain.core.data_report import DataReport
 from fasttrain.core.events import (
     Callback,
     CheckpointRecord,
@@ -33,7 +34,8 @@ from fasttrain.core.events import (
     Resumed,
     StepEnd,
 )
-from fasttrain.core.interfaces import DataReport, KernelPlan, LanguageModel
+from fasttrain.core.interfaces import LanguageModel
+from fasttrain.core.kernel_plan import KernelPlan
 from fasttrain.runtime.log import configure, escape_controls, output
 
 if TYPE_CHECKING:

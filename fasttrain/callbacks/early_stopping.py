@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 from fasttrain.callbacks.held_out import require_held_out
 from fasttrain.config.schema.callback import EarlyStoppingConfig
+from fasttrain.core.data_report import DataReport
 from fasttrain.core.events import Callback, EvaluationRecord
-from fasttrain.core.interfaces import DataReport
 
 if TYPE_CHECKING:
     from fasttrain.core.run import Run

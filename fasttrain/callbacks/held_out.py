@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from fasttrain.config.errors import Problem, UserError
-from fasttrain.core.interfaces import DataReport
+from fasttrain.core.data_report import DataReport
 
 
 def require_held_out(report: DataReport, callback: str) -> None:

@@ -14,8 +14,10 @@ from torch import nn
 from fasttrain.config.errors import Problem, UserError
 from fasttrain.config.schema.callback import KernelSelectionConfig
 from fasttrain.config.schema.kernels import KernelsConfig
+from fasttrain.core.batch import BatchProfile
 from fasttrain.core.events import Callback
-from fasttrain.core.interfaces import BatchProfile, KernelPlan, KernelRow, KernelSite, LanguageModel
+from fasttrain.core.interfaces import LanguageModel
+from fasttrain.core.kernel_plan import KernelPlan, KernelRow, KernelSite
 from fasttrain.model.transforms.sites import NormSite, NotASite, find_rms_norms
 from fasttrain.runtime.files import write_atomically
 

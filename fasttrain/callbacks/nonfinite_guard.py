@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from fasttrain.config.schema.callback import NonFiniteGuardConfig
+from fasttrain.core.batch import Batch
 from fasttrain.core.events import Callback, LogRecord, Result, StepEnd
-from fasttrain.core.interfaces import Batch
 from fasttrain.runtime.files import write_atomically
 
 if TYPE_CHECKING:

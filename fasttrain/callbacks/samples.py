@@ -14,8 +14,8 @@ from fasttrain.callbacks.human import shorten
 from fasttrain.callbacks.prompts import chat_prompt
 from fasttrain.callbacks.screen import LABEL_WIDTH, section
 from fasttrain.config.schema.callback import SamplesConfig
+from fasttrain.core.data_report import DataReport
 from fasttrain.core.events import Callback, EvaluationRecord
-from fasttrain.core.interfaces import DataReport
 from fasttrain.runtime.log import output
 from fasttrain.runtime.random_state import random_state, set_random_state
 

@@ -12,14 +12,9 @@ from rich.text import Text
 from torch import nn
 
 from fasttrain.callbacks.human import count, plural, shorten
-from fasttrain.core.interfaces import (
-    DataReport,
-    DecodedSample,
-    KernelPlan,
-    KernelRow,
-    LanguageModel,
-    SourceReport,
-)
+from fasttrain.core.data_report import DataReport, DecodedSample, SourceReport
+from fasttrain.core.interfaces import LanguageModel
+from fasttrain.core.kernel_plan import KernelPlan, KernelRow
 from fasttrain.runtime.log import escape_controls
 
 LABEL_WIDTH = 11
@@ -72,6 +67,8 @@ def source_line(source: SourceReport) -> str:
         parts.append(f"{sum(source.dropped.values()):,} dropped ({reasons})")
     if source.truncated:
         parts.append(f"{source.truncated:,} truncated")
+    if source.split:
+        parts.append(f"{source.split:,} long texts split")
     return f"{source.name}: {source.detected} · {' · '.join(parts)}"
 
 

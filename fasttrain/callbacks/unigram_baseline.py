@@ -10,8 +10,10 @@ from torch import Tensor
 
 from fasttrain.callbacks.held_out import require_held_out
 from fasttrain.config.schema.callback import UnigramBaselineConfig
+from fasttrain.core.batch import IGNORED_LABEL
+from fasttrain.core.data_report import DataReport
 from fasttrain.core.events import Callback, EvaluationRecord
-from fasttrain.core.interfaces import IGNORED_LABEL, DataReport, EvaluationData
+from fasttrain.core.interfaces import EvaluationData
 from fasttrain.runtime.log import output
 
 if TYPE_CHECKING:

@@ -108,7 +108,7 @@ def with_adapters(model: LanguageModel, directory: Path) -> LanguageModel:
     """The base model with its adapters."""
     from fasttrain.config.registry import TRANSFORMS
     from fasttrain.config.schema.model import LoraConfig
-    from fasttrain.core.interfaces import KernelPlan
+    from fasttrain.core.kernel_plan import KernelPlan
 
     transform = TRANSFORMS.component("lora")(LoraConfig(adapter_path=str(directory)))
     changed: LanguageModel = transform.apply(model, plan=KernelPlan())

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     import torch
 
     from fasttrain.config.schema.root import TrainConfig
-    from fasttrain.core.interfaces import BatchProfile
+    from fasttrain.core.batch import BatchProfile
 
 HEADINGS = ("op", "backend", "usable", "why")
 
@@ -72,8 +72,8 @@ def explain_kernels(file: str, overrides: Sequence[str]) -> None:
 
 def profile(config: TrainConfig, model_max_length: int | None) -> BatchProfile:
     """The batches that a run of this config would see on this machine, as far as they are known."""
+    from fasttrain.core.batch import BatchProfile
     from fasttrain.core.build import build_engine
-    from fasttrain.core.interfaces import BatchProfile
 
     engine = build_engine(config)
     length = config.data.max_length or min(model_max_length or 8192, 8192)

@@ -24,18 +24,18 @@ from fasttrain.config.registry import (
 )
 from fasttrain.config.schema.model import KernelsTransformConfig, TransformSection
 from fasttrain.config.schema.root import TrainConfig
+from fasttrain.core.batch import BatchProfile
 from fasttrain.core.events import Callback, Hooks, Result, Resumed
 from fasttrain.core.interfaces import (
-    BatchProfile,
     Checkpoint,
     Engine,
-    KernelPlan,
     LanguageModel,
     LoadedData,
     ModelFactory,
     PreparedData,
     ResumableCheckpoint,
 )
+from fasttrain.core.kernel_plan import KernelPlan
 from fasttrain.core.parameter_groups import parameter_groups
 from fasttrain.core.plan import plan_batches, plan_horizon
 from fasttrain.core.run import Run

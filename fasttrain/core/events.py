@@ -41,15 +41,10 @@ import torch
 
 from fasttrain.config.errors import Problem, UserError
 from fasttrain.config.schema.base import ComponentSection
-from fasttrain.core.interfaces import (
-    DataReport,
-    KernelPlan,
-    LanguageModel,
-    LossSum,
-    PreparedData,
-    StepBatch,
-    StepResult,
-)
+from fasttrain.core.batch import LossSum, StepBatch, StepResult
+from fasttrain.core.data_report import DataReport
+from fasttrain.core.interfaces import LanguageModel, PreparedData
+from fasttrain.core.kernel_plan import KernelPlan
 
 if TYPE_CHECKING:
     from fasttrain.core.run import Run

@@ -1,155 +1,30 @@
-"""What the building blocks are to each other: what passes between them, and one interface each.
+"""What the building blocks are to each other: one small interface each.
 
-Shapes: T tokens of a batch, S supervised ones among them, D documents. A batch is always flat:
-documents lie one after the other in one row of T tokens, and `cu_seqlens` says where each begins.
+Shapes: T tokens of a batch, S supervised ones among them, V tokens of the vocabulary.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
+from collections.abc import Generator, Iterable, Iterator
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 
 from fasttrain.config.schema.base import ComponentSection
+from fasttrain.core.batch import Batch, LossFunction, LossSum, StepBatch, StepResult
+from fasttrain.core.data_report import DataReport
+from fasttrain.core.kernel_plan import KernelPlan
 from fasttrain.runtime.precision import Precision
 
 if TYPE_CHECKING:
     from fasttrain.core.events import Hooks
     from fasttrain.core.run import Run
-
-IGNORED_LABEL = -100
-
-
-# --- batches --------------------------------------------------------------------------------------
-
-
-class Layout(Protocol):
-    """What kernels need to know about document lengths, computed on the CPU with the batch."""
-
-    @property
-    def lengths(self) -> tuple[int, ...]:
-        """Tokens of each document, in order; host integers, so that using them never syncs."""
-
-
-@dataclass(frozen=True)
-class Batch:
-    """One micro-batch. `labels[i]` is already the target of position i; losses never shift."""
-
-    input_ids: Tensor  # (T,) int64
-    labels: Tensor  # (T,) int64; IGNORED_LABEL where nothing is learnt, and at each document's end
-    position_ids: Tensor  # (T,) int64, from 0 in each document
-    cu_seqlens: Tensor  # (D + 1,) int32, from 0 to T
-    supervised_index: Tensor  # (S,) int64, the positions whose label is learnt, rising
-    layout: Layout
-    num_supervised: int  # S, on the host
-    sources: tuple[str, ...]  # (D,) the source of each document
-
-    @property
-    def num_tokens(self) -> int:
-        return self.input_ids.shape[0]
-
-    def to(self, device: torch.device) -> Batch:
-        """The same batch with its tensors on `device`; asynchronous from pinned memory."""
-        if self.input_ids.device == device:
-            return self
-        return replace(
-            self,
-            input_ids=self.input_ids.to(device, non_blocking=True),
-            labels=self.labels.to(device, non_blocking=True),
-            position_ids=self.position_ids.to(device, non_blocking=True),
-            cu_seqlens=self.cu_seqlens.to(device, non_blocking=True),
-            supervised_index=self.supervised_index.to(device, non_blocking=True),
-        )
-
-
-@dataclass(frozen=True)
-class StepBatch:
-    """This rank's micro-batches of one optimizer step."""
-
-    epoch: int  # 0-based
-    step_in_epoch: int  # 0-based
-    steps_in_epoch: int
-    micro_batches: tuple[Batch, ...]
-
-
-@dataclass(frozen=True)
-class LossSum:
-    """A micro-batch's loss: the sum over its supervised tokens, and how many they were.
-
-    A mean is taken once, over the whole global batch, so that the loss of a step does not depend on
-    how it was split. `extras` are further sums (device scalars) that appear in the log divided by
-    the same count.
-    """
-
-    sum: Tensor  # () fp32, on the device, with gradient
-    count: int
-    extras: Mapping[str, Tensor] = field(default_factory=dict)
-
-
-LossFunction = Callable[[Batch], LossSum]
-
-
-@dataclass(frozen=True)
-class StepResult:
-    """What an optimizer step was, over all ranks. Tensors stay on the device: nothing syncs."""
-
-    loss_sum: Tensor  # () fp32: Σ token losses of the global batch
-    num_supervised: int  # of the global batch
-    num_tokens: int  # of the global batch, nothing padded
-    grad_norm: Tensor  # () fp32, before clipping
-    skipped: Tensor  # () bool: the loss or the norm was not finite, and no weight changed
-    extras: Mapping[str, Tensor] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class BatchProfile:
-    """What a kernel's choice may depend on: the batches this run will see."""
-
-    device: torch.device
-    dtype: torch.dtype  # of activations
-    tokens: int  # of a full micro-batch
-    document_lengths: tuple[int, ...]  # a sample, for histograms
-
-
-# --- kernels --------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class KernelSite:
-    """One module of the model, and what serves it. `backend` "eager" leaves it untouched."""
-
-    path: str  # the module's name, such as model.layers.0.input_layernorm
-    op: str
-    backend: str
-
-
-@dataclass(frozen=True)
-class KernelRow:
-    """One line of the kernel table."""
-
-    op: str
-    sites_matched: int
-    sites_found: int
-    chosen: str
-    reason: str
-    rejected: tuple[tuple[str, str], ...] = ()  # (backend, why)
-    parity: float | None = None  # relative error of the self-test
-    milliseconds: float | None = None
-
-
-@dataclass(frozen=True)
-class KernelPlan:
-    """Which kernel serves which site, and why: decided once, applied by the kernels transform."""
-
-    sites: tuple[KernelSite, ...] = ()
-    rows: tuple[KernelRow, ...] = ()
 
 
 # --- topology -------------------------------------------------------------------------------------
@@ -174,46 +49,6 @@ class Examples:
 
     kinds: tuple[str, ...] = ("conversation", "text")
     supervise: Literal["answers", "all"] = "answers"
-
-
-@dataclass(frozen=True)
-class DecodedSample:
-    """One training document as text, cut into pieces that are supervised or not."""
-
-    source: str
-    pieces: tuple[tuple[str, bool], ...]
-
-
-@dataclass(frozen=True)
-class SourceReport:
-    """How one source was read."""
-
-    name: str
-    detected: str  # "conversations (column messages)", "alpaca (instruction, input, output)", …
-    rows: int
-    used: int
-    dropped: Mapping[str, int] = field(default_factory=dict)  # reason → rows
-    truncated: int = 0
-
-
-@dataclass(frozen=True)
-class DataReport:
-    """What the user is told about the data before training."""
-
-    sources: tuple[SourceReport, ...]
-    documents: int
-    tokens: int
-    supervised_tokens: int
-    eval_documents: int
-    eval_tokens: int
-    eval_supervised_tokens: int
-    packs: int  # of the first epoch
-    waste: float  # share of the first epoch's packs that is empty
-    longest_document: int
-    max_length: int
-    max_length_reason: str
-    cache: str  # "hit: …" or "miss: …"
-    sample: DecodedSample
 
 
 class TrainingData(ABC):
@@ -241,7 +76,7 @@ class EvaluationData(ABC):
 
     @abstractmethod
     def prompts(self, count: int) -> list[tuple[str, str]]:
-        """The first `count` (prompt as text with template, expected answer) pairs, for samples."""
+        """Up to `count` (prompt with its template, expected answer) pairs, spread over the rows."""
 
 
 @dataclass(frozen=True)

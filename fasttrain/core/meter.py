@@ -9,8 +9,8 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
+from fasttrain.core.batch import StepResult
 from fasttrain.core.events import LogRecord
-from fasttrain.core.interfaces import StepResult
 from fasttrain.core.run import Interval, Run
 from fasttrain.runtime.memory import peak_memory_bytes
 

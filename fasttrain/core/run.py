@@ -13,7 +13,8 @@ if TYPE_CHECKING:
 
     from fasttrain.config.schema.root import TrainConfig
     from fasttrain.core.events import Hooks
-    from fasttrain.core.interfaces import Engine, KernelPlan, LanguageModel, PreparedData
+    from fasttrain.core.interfaces import Engine, LanguageModel, PreparedData
+    from fasttrain.core.kernel_plan import KernelPlan
 
 
 # A block that is not created yet. Typed as present: who sees it early comes before its event.

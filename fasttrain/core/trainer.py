@@ -13,13 +13,14 @@ from typing import Any, ClassVar
 import torch
 
 from fasttrain.config.schema.trainer import TrainerSection
+from fasttrain.core.batch import Batch, LossSum, StepBatch
 from fasttrain.core.events import (
     Callback,
     EvaluationRecord,
     StepEnd,
     StepStart,
 )
-from fasttrain.core.interfaces import Batch, Examples, LanguageModel, LossSum, StepBatch
+from fasttrain.core.interfaces import Examples, LanguageModel
 from fasttrain.core.meter import Meter
 from fasttrain.core.run import Run
 from fasttrain.core.saving import Saver

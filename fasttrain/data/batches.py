@@ -11,7 +11,8 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
-from fasttrain.core.interfaces import Batch, StepBatch, Topology, TrainingData
+from fasttrain.core.batch import Batch, StepBatch
+from fasttrain.core.interfaces import Topology, TrainingData
 from fasttrain.data.collate import collate
 from fasttrain.data.documents import Documents
 from fasttrain.data.pack import Packer, Packs, balanced_shares

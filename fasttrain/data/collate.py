@@ -7,7 +7,7 @@ import torch
 from fasttrain_kernels.layout import DocumentLayout
 from torch import Tensor
 
-from fasttrain.core.interfaces import IGNORED_LABEL, Batch
+from fasttrain.core.batch import IGNORED_LABEL, Batch
 from fasttrain.data.documents import Documents
 
 

@@ -28,7 +28,7 @@ class EncodeOptions:
     """What decides how a row becomes tokens, besides the tokenizer and its template."""
 
     max_length: int
-    overlong: Literal["truncate", "drop", "error"]
+    overlong: Literal["split", "truncate", "drop", "error"]
     invalid: Literal["error", "drop"]
     supervise_all: bool
 
@@ -43,6 +43,13 @@ class Chunk:
     sources: list[str] = field(default_factory=list)
     tally: Tally = field(default_factory=Tally)
     problems: list[Problem] = field(default_factory=list)
+
+    def add(self, row: int, source: str, tokens: np.ndarray, supervised: np.ndarray) -> None:
+        """Keep one document: tokens (n,) and which of them are supervised (n,)."""
+        self.tokens.append(tokens)
+        self.supervised.append(supervised)
+        self.rows.append(row)
+        self.sources.append(source)
 
 
 @dataclass(frozen=True)
@@ -191,11 +198,14 @@ class Encoder:
         if length > limit:
             if self.options.overlong == "error":
                 what = f"{length} tokens are more than data.max_length ({limit})."
-                hint = "Raise it, or set data.overlong to truncate or drop."
+                hint = "Raise it, or set data.overlong to split, truncate or drop."
                 chunk.problems.append(Problem(what, where=origin, hint=hint))
                 return
             if self.options.overlong == "drop":
                 chunk.tally.drop(source, TOO_LONG, origin)
+                return
+            if self.options.overlong == "split" and document.rendering is None:
+                self._keep_pieces(chunk, document, tokens, supervised)
                 return
             tokens, supervised = tokens[:limit], supervised[:limit]
         supervised[:1] = False
@@ -204,10 +214,17 @@ class Encoder:
             return
         if length > limit:
             chunk.tally.truncated[source] += 1
-        chunk.tokens.append(tokens)
-        chunk.supervised.append(supervised)
-        chunk.rows.append(document.row)
-        chunk.sources.append(source)
+        chunk.add(document.row, source, tokens, supervised)
+
+    def _keep_pieces(
+        self, chunk: Chunk, document: _Document, tokens: np.ndarray, supervised: np.ndarray
+    ) -> None:
+        """A long plain text as several documents. A last piece of one token teaches nothing."""
+        chunk.tally.split[document.source] += 1
+        for start in range(0, len(tokens) - 1, self.options.max_length):
+            piece = slice(start, start + self.options.max_length)
+            supervised[start] = False
+            chunk.add(document.row, document.source, tokens[piece], supervised[piece])
 
 
 def _lying_offsets(origin: str) -> Problem:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -9,7 +10,8 @@ from typing import Any
 import torch
 from datasets import Dataset
 
-from fasttrain.core.interfaces import Batch, EvaluationData
+from fasttrain.core.batch import Batch
+from fasttrain.core.interfaces import EvaluationData
 from fasttrain.data.batches import BatchShape
 from fasttrain.data.collate import collate
 from fasttrain.data.conversation import Conversation
@@ -41,14 +43,12 @@ class PackedEvaluation(EvaluationData):
             yield collate(self.documents, chosen, vocab_size=self.vocab_size, pin=pin)
 
     def prompts(self, count: int) -> list[tuple[str, str]]:
-        found: list[tuple[str, str]] = []
-        for row in self.documents.rows.tolist():
-            if len(found) == count:
-                break
-            pair = self._pair(self.rows[row])
-            if pair is not None:
-                found.append(pair)
-        return found
+        rows = self.documents.rows.tolist()
+        # Evenly over the rows: neighbours come from one source, or one module, and look alike.
+        spread = [rows[i * len(rows) // count] for i in range(count)]
+        candidates = dict.fromkeys([*spread, *rows])
+        pairs = (self._pair(self.rows[row]) for row in candidates)
+        return list(itertools.islice((pair for pair in pairs if pair is not None), count))
 
     def _pair(self, row: dict[str, Any]) -> tuple[str, str] | None:
         """A conversation up to its last answer, or a text cut at a blank; None without either."""

@@ -9,13 +9,7 @@ from datasets import Dataset
 from fasttrain.config.errors import Problem, UserError
 from fasttrain.config.schema.data import DataSection
 from fasttrain.core.events import Hooks
-from fasttrain.core.interfaces import (
-    DataFactory,
-    Examples,
-    LoadedData,
-    PreparedData,
-    Topology,
-)
+from fasttrain.core.interfaces import DataFactory, Examples, LoadedData, PreparedData, Topology
 from fasttrain.data import fingerprint
 from fasttrain.data.batches import BatchShape, PackedTraining
 from fasttrain.data.cache import Tokenized, cache_directory, tokenized

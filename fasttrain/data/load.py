@@ -10,8 +10,9 @@ from datasets import Dataset, concatenate_datasets
 from fasttrain.config.errors import Problem, UserError
 from fasttrain.config.registry import SOURCES
 from fasttrain.config.schema.data import DataSection, SourceSection
+from fasttrain.core.data_report import SourceReport
 from fasttrain.core.events import Hooks
-from fasttrain.core.interfaces import Examples, LoadedData, SourceReport
+from fasttrain.core.interfaces import Examples, LoadedData
 from fasttrain.data.conversation import Conversation
 from fasttrain.data.draw import draw_rows, hold_out
 from fasttrain.data.normalise import LoadedSource, normalise

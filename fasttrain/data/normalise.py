@@ -15,7 +15,8 @@ from datasets import Dataset, Json, LargeList, List, Value
 
 from fasttrain.config.errors import Problem, UserError
 from fasttrain.config.schema.data import DataSection, SourceSection
-from fasttrain.core.interfaces import Examples, SourceReport
+from fasttrain.core.data_report import SourceReport
+from fasttrain.core.interfaces import Examples
 from fasttrain.data.arrow_file import BATCH_ROWS, ArrowFile, discard
 from fasttrain.data.columns import Sample
 from fasttrain.data.convert import convert_conversation, convert_text

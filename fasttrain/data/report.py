@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from fasttrain.core.interfaces import DataReport, DecodedSample, SourceReport
+from fasttrain.core.data_report import DataReport, DecodedSample, SourceReport
 from fasttrain.data.cache import Tokenized
 from fasttrain.data.pack import Packs
 from fasttrain.data.tally import Tally
@@ -96,6 +96,7 @@ def _with_losses(report: SourceReport, tally: Tally) -> SourceReport:
         used=report.used - sum(reasons.values()),
         dropped={**report.dropped, **reasons},
         truncated=report.truncated + tally.truncated[report.name],
+        split=report.split + tally.split[report.name],
     )
 
 

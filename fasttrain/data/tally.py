@@ -15,6 +15,7 @@ class Tally:
     dropped: Counter[tuple[str, str]] = field(default_factory=Counter)  # (source, reason) → rows
     first: dict[tuple[str, str], str] = field(default_factory=dict)  # … → origin of the first
     truncated: Counter[str] = field(default_factory=Counter)  # source → documents
+    split: Counter[str] = field(default_factory=Counter)  # source → texts made into several
 
     def drop(self, source: str, reason: str, origin: str) -> None:
         """Count one row that is left out."""
@@ -25,6 +26,7 @@ class Tally:
         """Count what `other`, of later rows, counted."""
         self.dropped.update(other.dropped)
         self.truncated.update(other.truncated)
+        self.split.update(other.split)
         self.first = {**other.first, **self.first}
 
     def reasons(self, source: str) -> dict[str, int]:
@@ -37,11 +39,11 @@ class Tally:
 
     def as_json(self) -> dict[str, Any]:
         dropped = [[*key, count, self.first[key]] for key, count in self.dropped.items()]
-        return {"dropped": dropped, "truncated": dict(self.truncated)}
+        return {"dropped": dropped, "truncated": dict(self.truncated), "split": dict(self.split)}
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> Tally:
-        tally = cls(truncated=Counter(values["truncated"]))
+        tally = cls(truncated=Counter(values["truncated"]), split=Counter(values["split"]))
         for source, reason, count, origin in values["dropped"]:
             tally.dropped[source, reason] = count
             tally.first[source, reason] = origin

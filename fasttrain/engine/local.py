@@ -11,17 +11,9 @@ from torch import Tensor, nn
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
 from fasttrain.config.schema.engine import LocalEngineConfig
+from fasttrain.core.batch import Batch, LossFunction, LossSum, StepResult
 from fasttrain.core.events import Hooks
-from fasttrain.core.interfaces import (
-    Batch,
-    Engine,
-    LanguageModel,
-    LossFunction,
-    LossSum,
-    NamedSlice,
-    StepResult,
-    Topology,
-)
+from fasttrain.core.interfaces import Engine, LanguageModel, NamedSlice, Topology
 from fasttrain.runtime.precision import Precision
 
 

@@ -14,7 +14,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from transformers import GenerationConfig, PreTrainedModel
 
-from fasttrain.core.interfaces import Batch, LanguageModel
+from fasttrain.core.batch import Batch
+from fasttrain.core.interfaces import LanguageModel
 from fasttrain.model import packed_attention, padded
 from fasttrain.model.export import save_causal_lm
 from fasttrain.model.head import Head

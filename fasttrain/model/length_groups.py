@@ -15,7 +15,7 @@ import torch
 from fasttrain_kernels.layout import DocumentLayout
 from torch import Tensor
 
-from fasttrain.core.interfaces import Batch
+from fasttrain.core.batch import Batch
 
 
 def rope_limit(config: Any) -> int | None:

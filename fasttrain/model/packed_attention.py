@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import AttentionInterface, PreTrainedModel
 
-from fasttrain.core.interfaces import Batch
+from fasttrain.core.batch import Batch
 
 IMPLEMENTATION = "fasttrain_per_document"
 

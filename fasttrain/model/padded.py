@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
-from fasttrain.core.interfaces import Batch
+from fasttrain.core.batch import Batch
 
 
 def hidden_states(body: nn.Module, batch: Batch) -> Tensor:

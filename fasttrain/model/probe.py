@@ -10,7 +10,7 @@ from fasttrain_kernels.layout import DocumentLayout
 from torch import nn
 from transformers import PreTrainedModel
 
-from fasttrain.core.interfaces import Batch
+from fasttrain.core.batch import Batch
 
 LENGTHS = (7, 5, 3)
 

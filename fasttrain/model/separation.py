@@ -17,7 +17,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from fasttrain.config.errors import Problem, UserError
-from fasttrain.core.interfaces import Batch
+from fasttrain.core.batch import Batch
 from fasttrain.model import packed_attention, padded
 from fasttrain.model.probe import evaluating, exact_products, probe_batch
 

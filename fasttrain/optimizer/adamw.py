@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 
 from fasttrain.config.schema.optimizer import AdamWConfig
-from fasttrain.core.interfaces import KernelPlan, OptimizerFactory, ParameterGroup
+from fasttrain.core.interfaces import OptimizerFactory, ParameterGroup
+from fasttrain.core.kernel_plan import KernelPlan
 from fasttrain.runtime.precision import Precision
 
 # Devices that torch's fused step runs on and that we train on.

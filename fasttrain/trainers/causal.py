@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from fasttrain.config.schema.trainer import CausalConfig
-from fasttrain.core.interfaces import Batch, Examples, LanguageModel, LossSum
+from fasttrain.core.batch import Batch, LossSum
+from fasttrain.core.interfaces import Examples, LanguageModel
 from fasttrain.core.trainer import Trainer
 
 

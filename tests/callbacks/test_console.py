@@ -12,7 +12,7 @@ from fasttrain.callbacks import console as console_module
 from fasttrain.callbacks.console import Console
 from fasttrain.config.schema.callback import ConsoleConfig
 from fasttrain.core.events import CheckpointRecord, Resumed
-from fasttrain.core.interfaces import KernelPlan
+from fasttrain.core.kernel_plan import KernelPlan
 from fasttrain.runtime import log
 from fasttrain.runtime.log import Output
 

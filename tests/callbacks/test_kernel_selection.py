@@ -13,8 +13,10 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from fasttrain.callbacks.kernel_selection import KernelSelection, select_kernels
 from fasttrain.config.errors import UserError
 from fasttrain.config.schema.kernels import KernelsConfig
+from fasttrain.core.batch import BatchProfile
 from fasttrain.core.events import Hooks
-from fasttrain.core.interfaces import BatchProfile, KernelPlan, KernelRow, KernelSite, Topology
+from fasttrain.core.interfaces import Topology
+from fasttrain.core.kernel_plan import KernelPlan, KernelRow, KernelSite
 
 CPU = torch.device("cpu")
 PROFILE = BatchProfile(CPU, torch.float32, tokens=64, document_lengths=(10, 20))

@@ -9,7 +9,8 @@ from torch import nn
 from toys import ToyModel
 
 from fasttrain.callbacks import screen
-from fasttrain.core.interfaces import DecodedSample, KernelPlan, KernelRow, SourceReport
+from fasttrain.core.data_report import DecodedSample, SourceReport
+from fasttrain.core.kernel_plan import KernelPlan, KernelRow
 from fasttrain.runtime.log import Output
 
 

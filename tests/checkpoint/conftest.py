@@ -11,8 +11,9 @@ from fasttrain.config.schema.checkpoint import ShardedCheckpointConfig
 from fasttrain.config.schema.engine import LocalEngineConfig
 from fasttrain.config.schema.optimizer import AdamWConfig
 from fasttrain.config.schema.scheduler import CosineConfig
+from fasttrain.core.batch import LossSum
 from fasttrain.core.events import Hooks
-from fasttrain.core.interfaces import KernelPlan, LossSum
+from fasttrain.core.kernel_plan import KernelPlan
 from fasttrain.core.parameter_groups import parameter_groups
 from fasttrain.core.run import Run
 from fasttrain.engine.local import LocalEngine

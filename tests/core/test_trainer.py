@@ -11,8 +11,9 @@ from fasttrain.config.errors import UserError
 from fasttrain.config.schema.checkpoint import CheckpointSection
 from fasttrain.config.schema.engine import LocalEngineConfig
 from fasttrain.config.schema.run import EvalConfig, LoggingConfig
+from fasttrain.core.batch import LossSum
 from fasttrain.core.events import Callback, Hooks
-from fasttrain.core.interfaces import Checkpoint, LossSum, ResumableCheckpoint, UnfitToSave
+from fasttrain.core.interfaces import Checkpoint, ResumableCheckpoint, UnfitToSave
 from fasttrain.core.run import Run
 from fasttrain.core.saving import SAVE_FAILED, Saver
 from fasttrain.core.signals import stop_on_signals

@@ -7,7 +7,7 @@ from contextlib import closing
 import numpy as np
 import pytest
 import torch
-from row_sets import chat, dataset
+from row_sets import dataset
 
 from fasttrain.core.interfaces import Topology
 from fasttrain.data.batches import BatchShape, PackedTraining, made_ahead
@@ -207,8 +207,9 @@ def test_ranks_divide_the_held_out_documents():
     assert sorted(shares) == whole
 
 
-def test_prompts_of_plain_text_are_cut_at_a_blank():
-    rows = dataset(texts=["the quick brown fox jumps", "unbreakable"] + [chat("a")] * 58)
-    prompts = evaluation(rows=rows).prompts(2)
-    assert prompts[0] == ("the quick brown", " fox jumps")
-    assert prompts[1] == ("unbre", "akable")
+def test_prompts_are_spread_over_the_rows_and_cut_at_a_blank():
+    filler = ["one two three"] * 29
+    texts = ["the quick brown fox jumps", *filler, "unbreakable", *filler]
+    prompts = evaluation(rows=dataset(texts=texts)).prompts(2)
+    assert prompts == [("the quick brown", " fox jumps"), ("unbre", "akable")]
+    assert len(evaluation(rows=dataset(texts=texts)).prompts(100)) == 60

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from fasttrain.core.interfaces import IGNORED_LABEL
+from fasttrain.core.batch import IGNORED_LABEL
 from fasttrain.data.collate import collate
 from fasttrain.data.documents import Documents
 

@@ -127,7 +127,7 @@ def test_max_length_and_its_reason(given, model, length, reason):
 def test_losses_are_counted_by_source():
     train = dataset(chats=[*CHATS, chat("long " * 200, "yes")], texts=["Paris " * 300])
     held_out = dataset(texts=["Rome", "Rome " * 300], source="held_out.jsonl")
-    report = prepare(rows(train, held_out)).report
+    report = prepare(rows(train, held_out), overlong="truncate").report
     first, second = report.sources
     assert (first.rows, first.used, first.truncated) == (42, 41, 1)
     assert first.dropped == {"nothing left to learn within max_length (first: train.jsonl:41)": 1}

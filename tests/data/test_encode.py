@@ -54,6 +54,24 @@ def test_a_long_document_keeps_its_head():
     assert chunk.tally.truncated == {"train.jsonl": 1}
 
 
+def test_a_long_text_can_become_several_documents():
+    rows = dataset(texts=["Paris " * 200, "Paris"])
+    chunk = encode(rows, overlong="split")
+    whole = encode(rows, max_length=4096)
+    pieces = [tokens for row, tokens in zip(chunk.rows, chunk.tokens, strict=True) if row == 0]
+    assert np.concatenate(pieces).tolist() == whole.tokens[0].tolist()
+    assert {len(tokens) for tokens in pieces[:-1]} == {64}
+    for supervised in chunk.supervised:  # a piece's first token has nothing before it
+        assert not supervised[0] and supervised[1:].all()
+    assert (chunk.tally.split, chunk.tally.truncated) == ({"train.jsonl": 1}, {})
+
+
+def test_a_split_never_ends_in_a_document_of_one_token():
+    whole = encode(dataset(texts=["Paris " * 200]), max_length=4096).tokens[0]
+    chunk = encode(dataset(texts=["Paris " * 200]), overlong="split", max_length=len(whole) - 1)
+    assert [len(tokens) for tokens in chunk.tokens] == [len(whole) - 1]
+
+
 def test_a_document_whose_answer_is_cut_off_is_dropped_and_counted():
     rows = dataset(chats=[chat("long " * 100, "yes"), chat("?", "no")])
     chunk = encode(rows)

@@ -5,8 +5,8 @@ import torch
 from toys import ToyModel, batch_of, document, sum_of_losses
 
 from fasttrain.config.schema.engine import LocalEngineConfig
+from fasttrain.core.batch import LossSum
 from fasttrain.core.events import Callback, Hooks
-from fasttrain.core.interfaces import LossSum
 from fasttrain.engine.local import LocalEngine
 from fasttrain.runtime.precision import choose_precision
 

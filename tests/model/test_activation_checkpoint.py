@@ -14,7 +14,7 @@ from torch import nn
 
 from fasttrain.config.errors import UserError
 from fasttrain.config.schema.model import ActivationCheckpointConfig
-from fasttrain.core.interfaces import KernelPlan
+from fasttrain.core.kernel_plan import KernelPlan
 from fasttrain.model.transforms.activation_checkpoint import ActivationCheckpointTransform
 
 DEEP = {"num_hidden_layers": 5}

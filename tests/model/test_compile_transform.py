@@ -18,7 +18,7 @@ from fasttrain.config.schema.model import (
     CompileConfig,
     KernelsTransformConfig,
 )
-from fasttrain.core.interfaces import KernelPlan, KernelSite
+from fasttrain.core.kernel_plan import KernelPlan, KernelSite
 from fasttrain.model.transforms.activation_checkpoint import ActivationCheckpointTransform
 from fasttrain.model.transforms.compile import CompileTransform
 from fasttrain.model.transforms.kernels import KernelsTransform

@@ -15,7 +15,7 @@ from model.tiny_models import (
 )
 
 from fasttrain.config.schema.model import KernelsTransformConfig
-from fasttrain.core.interfaces import KernelPlan, KernelSite
+from fasttrain.core.kernel_plan import KernelPlan, KernelSite
 from fasttrain.model.transforms.kernels import KernelsTransform, revert
 from fasttrain.model.transforms.sites import find_rms_norms
 

@@ -11,7 +11,7 @@ from transformers import AutoModelForCausalLM
 
 from fasttrain.config.errors import UserError
 from fasttrain.config.schema.model import HuggingFaceModelConfig, LoraConfig, RandomModelConfig
-from fasttrain.core.interfaces import KernelPlan
+from fasttrain.core.kernel_plan import KernelPlan
 from fasttrain.model.hf import HuggingFaceModelFactory, as_language_model
 from fasttrain.model.transforms.lora import LoraTransform
 from fasttrain.runtime.precision import choose_precision

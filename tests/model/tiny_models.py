@@ -9,7 +9,7 @@ from toys import batch_of, document
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
 
 from fasttrain.config.schema.model import RandomModelConfig
-from fasttrain.core.interfaces import IGNORED_LABEL
+from fasttrain.core.batch import IGNORED_LABEL
 from fasttrain.model.hf import as_language_model
 
 VOCAB_SIZE = 97

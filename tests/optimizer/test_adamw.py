@@ -5,7 +5,8 @@ import torch
 from torch import nn
 
 from fasttrain.config.schema.optimizer import AdamWConfig
-from fasttrain.core.interfaces import KernelPlan, ParameterGroup
+from fasttrain.core.interfaces import ParameterGroup
+from fasttrain.core.kernel_plan import KernelPlan
 from fasttrain.core.parameter_groups import parameter_groups
 from fasttrain.optimizer.adamw import AdamWFactory, refuses_fused
 from fasttrain.runtime.precision import choose_precision

@@ -101,9 +101,10 @@ class DataSection(ComponentSection):
     row is one document."""
     pack_window: PositiveInt = 65536
     """Documents that are packed together: more pack tighter, fewer shuffle better."""
-    overlong: Literal["truncate", "drop", "error"] = "truncate"
-    """What happens to a document longer than max_length. Truncation keeps its head; a document that
-    is left with nothing to learn is dropped and counted."""
+    overlong: Literal["split", "truncate", "drop", "error"] = "split"
+    """What happens to a document longer than max_length. `split` cuts a plain text into several
+    documents and keeps a chat's head, `truncate` keeps the head of either; a document that is left
+    with nothing to learn is dropped and counted."""
     invalid: Literal["error", "drop"] = "error"
     """What happens to a row that is malformed or empty. Dropped rows are counted and shown."""
     train_on_prompts: bool = False

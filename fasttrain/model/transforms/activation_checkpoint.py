@@ -13,7 +13,8 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from fasttrain.config.schema.model import ActivationCheckpointConfig
-from fasttrain.core.interfaces import KernelPlan, LanguageModel, Transform
+from fasttrain.core.interfaces import LanguageModel, Transform
+from fasttrain.core.kernel_plan import KernelPlan
 from fasttrain.model.language_model import HFLanguageModel
 from fasttrain.model.layers import decoder_layers
 

@@ -10,7 +10,8 @@ from __future__ import annotations
 import torch
 
 from fasttrain.config.schema.model import CompileConfig
-from fasttrain.core.interfaces import KernelPlan, LanguageModel, Transform
+from fasttrain.core.interfaces import LanguageModel, Transform
+from fasttrain.core.kernel_plan import KernelPlan
 from fasttrain.model.language_model import HFLanguageModel
 from fasttrain.model.layers import decoder_layers
 from fasttrain.model.transforms.activation_checkpoint import INNER

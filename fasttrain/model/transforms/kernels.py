@@ -11,7 +11,8 @@ from fasttrain_kernels import rms_norm
 from torch import Tensor, nn
 
 from fasttrain.config.schema.model import KernelsTransformConfig
-from fasttrain.core.interfaces import KernelPlan, LanguageModel, Transform
+from fasttrain.core.interfaces import LanguageModel, Transform
+from fasttrain.core.kernel_plan import KernelPlan
 from fasttrain.model.transforms.sites import NormSite, find_rms_norms
 
 EAGER = "eager"

@@ -17,7 +17,8 @@ from transformers import PreTrainedModel
 
 from fasttrain.config.errors import Problem, UserError
 from fasttrain.config.schema.model import LoraConfig
-from fasttrain.core.interfaces import KernelPlan, LanguageModel, Transform
+from fasttrain.core.interfaces import LanguageModel, Transform
+from fasttrain.core.kernel_plan import KernelPlan
 from fasttrain.model.export import cast
 from fasttrain.model.language_model import HFLanguageModel
 from fasttrain.model.names import did_you_mean, listed
