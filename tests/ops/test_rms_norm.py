@@ -182,6 +182,10 @@ def test_every_instruction_set(isa):
                 assert_exact(CPU, *inputs(shape, BF16, F32, BF16), style)
                 assert_exact(CPU, *inputs(shape, F32, residual_dtype=F32), style)
                 assert_exact(CPU, *inputs(shape, F64, residual_dtype=F64), style)
+        # Every kind of bfloat16 (normal, denormal, infinite, NaN) is rounded as torch rounds it.
+        x, residual = torch.randint(-(2**15), 2**15, (2, 64, 1001)).short().view(BF16)
+        total = kernel_of("cpu").forward(x, torch.ones(1001), EPS, residual, "llama")[1]
+        torch.testing.assert_close(total, x + residual, rtol=0, atol=0, equal_nan=True)
     finally:
         torch.ops.fasttrain_native.set_cpu_isa("auto")
 
