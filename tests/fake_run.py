@@ -89,7 +89,7 @@ def make_run(directory: Path, **changes) -> Run:
         "hooks": Hooks(),
         "run_id": "test",
         "engine": SimpleNamespace(topology=Topology(), device=torch.device("cpu")),
-        "data": PreparedData(LettersTrain(), LettersHeldOut(), report(), (3,)),
+        "data": PreparedData(LettersTrain(), LettersHeldOut(), report(), (3,), "letters"),
         "tokenizer": Letters(),
         "model": ToyModel(vocab_size=27),
         "total_steps": 4000,

@@ -15,8 +15,8 @@ from typing import Any
 from measure import BatchCount, Job, Stopwatch, read_job, report, throughput
 
 import fasttrain
+from fasttrain.core.batch import Batch
 from fasttrain.core.events import Callback, Result, StepEnd
-from fasttrain.core.interfaces import Batch
 from fasttrain.core.run import Run
 
 CONFIG = Path(__file__).with_name("fasttrain.yaml")

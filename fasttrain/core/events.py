@@ -20,7 +20,7 @@
         each eval.every_steps: evaluate             (wrapped)  on_evaluation_end
         each checkpoint.every_steps: save_checkpoint (wrapped) on_checkpoint_saved
                                                     on_train_end
-    the last evaluation and the last saves, as above
+    what is still to be evaluated and saved at the end, as above
                                                     on_run_end; on_error where one ended the run
 
 An observer is a method `on_<event>(self, run, record) -> None`. It may ask `run.stop(reason)`,

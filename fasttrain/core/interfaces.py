@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 
+from fasttrain.config.errors import Problem, UserError
 from fasttrain.config.schema.base import ComponentSection
 from fasttrain.core.batch import Batch, LossFunction, LossSum, StepBatch, StepResult
 from fasttrain.core.data_report import DataReport
@@ -87,6 +88,7 @@ class PreparedData:
     evaluation: EvaluationData | None
     report: DataReport
     profile_lengths: tuple[int, ...]  # lengths of up to 4096 training documents
+    fingerprint: str  # of the training documents; a resumed run must have the same
 
 
 class LoadedData(ABC):
@@ -196,6 +198,16 @@ class ModelFactory(ABC):
     @abstractmethod
     def max_length(self) -> int | None:
         """The longest sequence the model was made for; reads its config only."""
+
+    def skeleton(self) -> LanguageModel:
+        """The model without weights, on the meta device, for tables that need no more."""
+        raise UserError(
+            Problem(
+                key="model.type",
+                what=f"{type(self).__name__} can't show its modules without building the model.",
+                hint="Define skeleton() there, or use `fasttrain run --dry-run`.",
+            )
+        )
 
     @abstractmethod
     def build(self, *, tokenizer: Any, precision: Precision, device: torch.device) -> LanguageModel:

@@ -16,6 +16,7 @@ class BatchPlan:
     micro_batch_size: int
     accumulation: int
     data_parallel_size: int
+    unit: str = "packs"
 
     @property
     def global_batch_size(self) -> int:
@@ -23,7 +24,7 @@ class BatchPlan:
 
     def __str__(self) -> str:
         return (
-            f"{self.global_batch_size} packs per step = {self.micro_batch_size} micro × "
+            f"{self.global_batch_size} {self.unit} per step = {self.micro_batch_size} micro × "
             f"{self.accumulation} accumulation × {self.data_parallel_size} data-parallel"
         )
 
@@ -31,8 +32,9 @@ class BatchPlan:
 def plan_batches(config: TrainConfig, data_parallel_size: int) -> BatchPlan:
     """Split the global batch. UserError with the arithmetic where it leaves a remainder."""
     micro, given = config.micro_batch_size, config.gradient_accumulation_steps
+    unit = "packs" if config.data.packing else "rows"
     if config.global_batch_size is None:
-        return BatchPlan(micro, given or 1, data_parallel_size)
+        return BatchPlan(micro, given or 1, data_parallel_size, unit)
     accumulation, rest = divmod(config.global_batch_size, micro * data_parallel_size)
     if rest or accumulation == 0 or (given is not None and given != accumulation):
         factors = f"{micro} micro × {data_parallel_size} data-parallel"
@@ -45,7 +47,7 @@ def plan_batches(config: TrainConfig, data_parallel_size: int) -> BatchPlan:
                 "gradient_accumulation_steps and take a multiple.",
             )
         )
-    return BatchPlan(micro, accumulation, data_parallel_size)
+    return BatchPlan(micro, accumulation, data_parallel_size, unit)
 
 
 @dataclass(frozen=True)

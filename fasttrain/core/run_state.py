@@ -39,6 +39,7 @@ def state_dict(run: Run) -> dict[str, Any]:
     state = {
         "format": FORMAT,
         "run_id": run.run_id,
+        "data": run.data.fingerprint,
         "counters": {name: getattr(run, name) for name in _COUNTERS},
         "interval": asdict(run.interval),
         "finished": run.finished,
@@ -69,6 +70,15 @@ def load_state_dict(run: Run, state: dict[str, Any]) -> None:
                 what=f"the run's state has format {state.get('format')}, this version of fasttrain "
                 f"reads {FORMAT}.",
                 hint="Go on with the version that wrote it.",
+            )
+        )
+    if state["run_id"] == run.run_id and state["data"] != run.data.fingerprint:
+        raise UserError(
+            Problem(
+                key="data.sources",
+                what="the training documents are not those this run began with, so that its place "
+                "in them means nothing.",
+                hint="Put the data back, or start anew with another output_dir.",
             )
         )
     for name in _COUNTERS:

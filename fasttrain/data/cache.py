@@ -47,6 +47,7 @@ class Tokenized:
     documents: Documents
     tally: Tally
     message: str  # "hit: …" or "miss: …"
+    fingerprint: str  # of the documents themselves
 
 
 def cache_directory(setting: str | None) -> Path:
@@ -123,7 +124,9 @@ def _open(entry: Path, message: str) -> Tokenized:
     meta = _read_meta(entry)
     arrays = {name: _map(entry / f"{name}.bin", dtype) for name, dtype in _ARRAYS.items()}
     documents = Documents(**arrays, source_names=tuple(meta["sources"]))
-    return Tokenized(documents, Tally.from_json(meta["tally"]), message)
+    checksums = json.dumps(meta["checksums"], sort_keys=True)
+    content = fingerprint.of_text(checksums)[:32]
+    return Tokenized(documents, Tally.from_json(meta["tally"]), message, content)
 
 
 def _map(path: Path, dtype: Any) -> np.ndarray:

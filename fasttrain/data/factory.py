@@ -84,7 +84,8 @@ class PackedData(DataFactory):
             max_length=max_length,
             sample=decode_sample(tokenizer, train.documents.source(0), *train.documents[0]),
         )
-        return PreparedData(training, evaluation, report, _some_lengths(train.documents))
+        lengths = _some_lengths(train.documents)
+        return PreparedData(training, evaluation, report, lengths, train.fingerprint)
 
     def _options(self, max_length: int) -> EncodeOptions:
         supervise_all = self.config.train_on_prompts or self._examples.supervise == "all"

@@ -174,7 +174,8 @@ class LocalEngine(Engine):
         parameters = dict(self.model.named_parameters())
         stepped = {p for group in self.optimizer.param_groups for p in group["params"]}
         expected = {name for name, parameter in parameters.items() if parameter in stepped}
-        _require_same_names({key.rpartition("/")[0] for key in saved}, expected, "optimizer")
+        # A parameter may have none yet: SGD keeps nothing, an expert may not have met a token.
+        _refuse_surplus({key.rpartition("/")[0] for key in saved}, expected, "optimizer")
         step_on_device = self.optimizer.defaults.get("fused") or self.optimizer.defaults.get(
             "capturable"
         )
@@ -189,5 +190,9 @@ class LocalEngine(Engine):
 def _require_same_names(saved: set[str], present: set[str], what: str) -> None:
     if missing := sorted(present - saved):
         raise ValueError(f"the checkpoint lacks {what} state of: {', '.join(missing)}")
+    _refuse_surplus(saved, present, what)
+
+
+def _refuse_surplus(saved: set[str], present: set[str], what: str) -> None:
     if surplus := sorted(saved - present):
         raise ValueError(f"the checkpoint has {what} state of unknown: {', '.join(surplus)}")

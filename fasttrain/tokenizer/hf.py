@@ -10,6 +10,7 @@ from transformers import AutoTokenizer
 from fasttrain.config.errors import Problem, UserError
 from fasttrain.config.schema.tokenizer import HuggingFaceTokenizerConfig
 from fasttrain.core.interfaces import LoadedData, TokenizerFactory
+from fasttrain.runtime.hub import hub_reachable
 from fasttrain.tokenizer.chat_template import set_chat_template
 
 
@@ -60,6 +61,8 @@ def load_tokenizer(name: str, *, revision: str | None, trust_remote_code: bool, 
             str(path) if path.exists() else name,
             revision=revision,
             trust_remote_code=trust_remote_code,
+            # Without it an absent network costs 49 s of retries, each printed.
+            local_files_only=not path.exists() and not hub_reachable(),
         )
     # A broken file shows as nearly any type: KeyError, AttributeError, a bare Exception from Rust.
     except Exception as error:

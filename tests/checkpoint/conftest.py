@@ -47,6 +47,7 @@ class RunMaker:
             run_id=run_id,
             resolved_config=CONFIG,
             engine=engine,
+            data=SimpleNamespace(fingerprint="toy"),
             model=model,
             optimizer=optimizer,
             scheduler=CosineFactory(CosineConfig()).build(optimizer, total_steps=100),

@@ -15,6 +15,7 @@ def config(**settings):
         "global_batch_size": None,
         "epochs": None,
         "max_steps": None,
+        "data": SimpleNamespace(packing=True),
     }
     return SimpleNamespace(**{**defaults, **settings})
 

@@ -36,6 +36,7 @@ def run_with(tmp_path, *, schedule=None, lr=0.1, callbacks=(), run_id="run-a"):
     schedule = schedule or (lambda optimizer: LambdaLR(optimizer, lambda step: 1 / (step + 1)))
     run.scheduler = schedule(run.optimizer)
     run.total_steps = 100
+    run.data = SimpleNamespace(fingerprint="toy")
     return run
 
 
@@ -159,6 +160,18 @@ def test_what_json_would_change_is_refused_by_name(tmp_path, value, named):
     run = run_with(tmp_path, callbacks=[Counting(value)])
     with pytest.raises(TypeError, match=named):
         run.state_dict()
+
+
+def test_other_training_documents_are_refused(tmp_path):
+    state = through_text(run_with(tmp_path))
+    other = run_with(tmp_path)
+    other.data = SimpleNamespace(fingerprint="edited")
+    with pytest.raises(UserError, match=r"data\.sources: the training documents are not those"):
+        other.load_state_dict(state)
+    # Taking a checkpoint to other data on purpose is another run.
+    fork = run_with(tmp_path, run_id="run-b")
+    fork.data = SimpleNamespace(fingerprint="edited")
+    fork.load_state_dict(state)
 
 
 def test_the_format_number_covers_these_fields(tmp_path):

@@ -127,6 +127,17 @@ def test_the_state_goes_on_bit_for_bit():
         assert torch.equal(ours, theirs)
 
 
+def test_a_parameter_without_optimizer_state_goes_on_without():
+    model, fresh = ToyModel(), ToyModel(seed=9)
+    engine, resumed = engine_for(model), engine_for(fresh)
+    engine._optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    resumed._optimizer = torch.optim.SGD(fresh.parameters(), lr=0.1)
+    engine.train_step(batches("one"), sum_of_losses(model))
+    resumed.load_slices(list(engine.state_slices()))
+    for ours, theirs in zip(fresh.parameters(), model.parameters(), strict=True):
+        assert torch.equal(ours, theirs)
+
+
 def test_missing_and_surplus_state_is_named():
     model = ToyModel()
     engine = engine_for(model)
