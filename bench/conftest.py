@@ -38,6 +38,7 @@ def results(device, ceilings):
     rows = {}
     yield rows
     folder = RESULTS / harness.slug(about["device"])
+    about["load_after"] = harness.load()
     for op, found in rows.items():
         folder.mkdir(parents=True, exist_ok=True)
         report = {"machine": about, "ceilings": vars(ceilings), "cases": found}

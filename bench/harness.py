@@ -188,11 +188,16 @@ def machine(device: str) -> dict[str, object]:
         "device": device_name(device),
         "threads": torch.get_num_threads(),
         "cores": os.cpu_count(),
-        "load_before": round(os.getloadavg()[0], 2),
+        "load_before": load(),
         "torch": torch.__version__,
         "python": platform.python_version(),
         "date": time.strftime("%Y-%m-%d"),
     }
+
+
+def load() -> float:
+    """Processes that wanted to run, averaged over the last minute; ours are among them."""
+    return round(os.getloadavg()[0], 2)
 
 
 def device_name(device: str) -> str:

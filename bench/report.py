@@ -16,7 +16,7 @@ def table(report):
     names = list(dict.fromkeys(name for case in report["cases"] for name in case["providers"]))
     lines = [
         f"{about['device']}, {about['threads']} threads, torch {about['torch']}, {about['date']}, "
-        f"load {about['load_before']} before the run.",
+        f"load {about['load_before']} before the run, {about['load_after']} after it.",
         f"Measured in the same run: copy {ceilings['copy'] / 1e9:.1f} GB/s, matmul "
         f"{ceilings['matmul'] / 1e9:.0f} GFLOP/s ({ceilings['matmul_dtype']}).",
         "Least time of interleaved rounds, in ms; in brackets how many times ours that is.",
