@@ -91,8 +91,8 @@ from fasttrain.config.load import load
             "data.packing: neither true nor false (got 'yes', expected true or false).",
         ),
         (
-            "data: {sources: [python_stdlib], overlong: shorten}\n",
-            "data.overlong: unknown value (got 'shorten', expected one of: split, truncate, drop, error).",
+            "data: {sources: [python_stdlib], overlong: cut}\n",
+            "data.overlong: unknown value (got 'cut', expected one of: split, truncate, drop, error).",
         ),
         (
             "data: {sources: []}\n",
