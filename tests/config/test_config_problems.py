@@ -92,7 +92,8 @@ from fasttrain.config.load import load
         ),
         (
             "data: {sources: [python_stdlib], overlong: cut}\n",
-            "data.overlong: unknown value (got 'cut', expected one of: split, truncate, drop, error).",
+            "data.overlong: unknown value "
+            "(got 'cut', expected one of: split, truncate, drop, error).",
         ),
         (
             "data: {sources: []}\n",
