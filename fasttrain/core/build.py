@@ -96,7 +96,7 @@ def _train(
         return end(run, "dry run: everything is built, nothing was trained")
     with stop_on_signals(run):
         method(run.config.trainer, run, Saver(run, checkpoints)).train()
-    if run.finished and run.failed_saves == 0:
+    if run.finished and not run.failed_saves:
         directory.mark_finished()
     return end(run, run.stop_reason or f"all {run.total_steps} steps are done")
 

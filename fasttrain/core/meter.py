@@ -54,7 +54,7 @@ class Meter:
         run.supervised_tokens += result.num_supervised
 
     def settle(self) -> None:
-        """Bring the device's sums into `run.interval`, if a checkpoint or a log needs them."""
+        """Bring the device's sums into `run.interval`. Waits for the device."""
         interval = self.run.interval
         sums = {name: value.item() for name, value in self._sums.items()}
         interval.loss_sum = sums["loss"]
@@ -92,13 +92,19 @@ class Meter:
 
     @contextmanager
     def paused(self) -> Iterator[None]:
-        """Time spent in here (evaluation, saving) is not the training's."""
+        """Time spent in here (evaluation, saving) is not the training's.
+
+        Steps that the device has not finished yet are: they are waited for first.
+        """
+        self.settle()
         self.run.interval.seconds += time.perf_counter() - self._clock
         yield
         self._clock = time.perf_counter()
 
     def _add(self, name: str, value: Tensor) -> None:
-        self._sums[name] = self._sums.get(name, self._scalar(0.0)) + value.to(torch.float64)
+        # No zero to begin with: a number that the host puts on the device makes the host wait.
+        value = value.to(torch.float64)
+        self._sums[name] = self._sums[name] + value if name in self._sums else value
 
     def _scalar(self, value: float) -> Tensor:
         return torch.tensor(value, dtype=torch.float64, device=self.run.engine.device)

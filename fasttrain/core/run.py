@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from fasttrain.core.kernel_plan import KernelPlan
 
 
+SAVE_FAILED = 3  # exit code: training went on, the last save failed
+
 # A block that is not created yet. Typed as present: who sees it early comes before its event.
 LATER: Any = None
 
@@ -79,13 +81,13 @@ class Run:
     # Facts for the summary at the end, by label; a later one replaces an earlier one.
     summary: dict[str, str] = field(default_factory=dict)
 
-    # How many resumable checkpoints could not be written since the last that could.
-    failed_saves: int = 0
+    # The kinds of checkpoint whose last save failed.
+    failed_saves: set[str] = field(default_factory=set)
 
     # Requests, and how the run ends.
     stop_reason: str | None = None
     stop_finishes: bool = False
-    exit_code: int = 0
+    stop_code: int = 0
     checkpoint_requested: bool = False
     evaluation_requested: bool = False
 
@@ -98,7 +100,12 @@ class Run:
         if self.stop_reason is None:
             self.stop_reason = reason
             self.stop_finishes = finished
-            self.exit_code = exit_code
+            self.stop_code = exit_code
+
+    @property
+    def exit_code(self) -> int:
+        """Of the process, if the run ended now: a save that failed goes before why it stopped."""
+        return SAVE_FAILED if self.failed_saves else self.stop_code
 
     def request_checkpoint(self) -> None:
         """Ask for a resumable checkpoint after the present step."""

@@ -10,8 +10,6 @@ from fasttrain.core.events import CheckpointRecord
 from fasttrain.core.interfaces import Checkpoint, ResumableCheckpoint, UnfitToSave
 from fasttrain.core.run import Run
 
-SAVE_FAILED = 3  # exit code: training went on, the last save failed
-
 log = logging.getLogger("fasttrain")
 
 
@@ -59,13 +57,10 @@ class Saver:
         try:
             path = run.hooks.call("save_checkpoint", checkpoint.save, run)
         except (OSError, UnfitToSave) as error:
-            run.failed_saves += 1
-            run.exit_code = run.exit_code or SAVE_FAILED
+            run.failed_saves.add(checkpoint.config.type)
             log.warning("step %d could not be saved: %s. Training goes on.", run.step, error)
             return
-        if run.exit_code == SAVE_FAILED:
-            run.exit_code = 0
-        run.failed_saves = 0
+        run.failed_saves.discard(checkpoint.config.type)
         self._saved_at[checkpoint] = run.step
         seconds = time.perf_counter() - started
         record = CheckpointRecord(run.step, checkpoint.config.type, path, seconds)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 import os
 import time
 from abc import ABC, abstractmethod
@@ -86,14 +87,13 @@ class Trainer(ABC):
             run.eval_loss, run.eval_step = record.loss, record.step
             if record.is_best:
                 run.best_eval_loss, run.best_step = record.loss, record.step
-                if run.config.eval.save_best:
+                if run.config.eval.save_best and run.step > 0:
                     run.request_checkpoint()
             run.hooks.emit("evaluation_end", record)
         return record
 
     def _save(self, save: Callable[[], None]) -> None:
         with self.meter.paused():
-            self.meter.settle()
             save()
 
     # --- its parts -------------------------------------------------------------------------------
@@ -156,7 +156,7 @@ class Trainer(ABC):
             loss=loss,
             supervised_tokens=int(count),
             seconds=time.perf_counter() - started,
-            is_best=run.best_eval_loss is None or loss < run.best_eval_loss,
+            is_best=loss < (math.inf if run.best_eval_loss is None else run.best_eval_loss),
         )
 
     def _finish(self) -> None:

@@ -5,6 +5,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 from toys import ToyModel, batch_of, document, step_batch
 
 from fasttrain.config.errors import UserError
@@ -14,8 +15,8 @@ from fasttrain.config.schema.run import EvalConfig, LoggingConfig
 from fasttrain.core.batch import LossSum
 from fasttrain.core.events import Callback, Hooks
 from fasttrain.core.interfaces import Checkpoint, ResumableCheckpoint, UnfitToSave
-from fasttrain.core.run import Run
-from fasttrain.core.saving import SAVE_FAILED, Saver
+from fasttrain.core.run import SAVE_FAILED, Run
+from fasttrain.core.saving import Saver
 from fasttrain.core.signals import stop_on_signals
 from fasttrain.engine.local import LocalEngine
 from fasttrain.runtime.precision import choose_precision
@@ -237,6 +238,64 @@ def test_a_save_that_fails_is_told_and_training_goes_on(tmp_path, caplog, error)
     assert trainer.run.exit_code == SAVE_FAILED
 
 
+class Fails(ExportInMemory):
+    def save(self, run):
+        raise OSError(28, "No space left on device")
+
+
+def test_an_export_that_fails_is_not_forgotten_for_a_checkpoint_that_does_not(tmp_path):
+    export = Fails(CheckpointSection(type="export"))
+    trainer, recorder = make_trainer(tmp_path, checkpoints=[export, every(100)])
+    trainer.train()
+    assert "save memory 6" in recorder.events
+    assert trainer.run.exit_code == SAVE_FAILED
+
+
+def test_a_signal_whose_save_fails_does_not_say_that_it_was_saved(tmp_path):
+    class Send(Callback):
+        def on_step_end(self, run, record):
+            if record.step == 2:
+                signal.raise_signal(signal.SIGTERM)
+
+    class FailsToo(Fails, CheckpointInMemory): ...
+
+    checkpoint = FailsToo(CheckpointSection(type="memory"))
+    trainer, _ = make_trainer(tmp_path, callbacks=[Send()], checkpoints=[checkpoint])
+    with stop_on_signals(trainer.run):
+        trainer.train()
+    assert trainer.run.exit_code == SAVE_FAILED
+
+
+def test_untrained_weights_are_not_saved_as_the_best(tmp_path):
+    settings = EvalConfig(every_steps=2, at_start=True)
+    trainer, recorder = make_trainer(
+        tmp_path, checkpoints=[every(100)], eval=settings, total_steps=2
+    )
+    trainer.train()
+    assert recorder.events == [
+        "start", "eval 0", "step 1", "step 2", "log 2", "eval 2", "save memory 2", "end",
+    ]  # fmt: skip
+
+
+def test_a_held_out_loss_that_is_not_finite_is_never_the_best(tmp_path):
+    class Poison(Callback):
+        def wrap_evaluate(self, run, call):
+            weights = run.model.head.weight
+            saved = weights.detach().clone()
+            with torch.no_grad():
+                weights.mul_(float("nan") if run.step == 2 else 1.0)
+            record = call()
+            with torch.no_grad():
+                weights.copy_(saved)
+            return record
+
+    trainer, recorder = make_trainer(tmp_path, callbacks=[Poison()], eval=EvalConfig(every_steps=2))
+    trainer.train()
+    first, second, _ = recorder.evaluations
+    assert first.loss != first.loss and not first.is_best
+    assert second.is_best
+
+
 def test_overfit_first_batch_sees_one_batch(tmp_path):
     seen = []
 
@@ -310,3 +369,36 @@ def test_a_misspelt_hook_is_refused_with_the_list():
 
     with pytest.raises(UserError, match=r"Misspelt\.on_stepend is no hook.*on_step_end"):
         Misspelt()
+
+
+class HostTraffic(TorchDispatchMode):
+    """Ops by which a number goes to the device or comes back: each would wait for a GPU."""
+
+    OPS = ("aten::_local_scalar_dense", "aten::lift_fresh", "aten::nonzero")
+
+    def __init__(self):
+        super().__init__()
+        self.seen = []
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        if function._schema.name in self.OPS:
+            self.seen.append(function._schema.name)
+        return function(*args, **(kwargs or {}))
+
+
+def test_a_step_between_two_logged_ones_never_waits_for_the_device(tmp_path):
+    trainer, _ = make_trainer(tmp_path)
+    run = trainer.run
+    run.optimizer = torch.optim.SGD(run.model.parameters(), lr=0.1, fused=True)
+    run.scheduler = torch.optim.lr_scheduler.LambdaLR(run.optimizer, lambda step: 1.0)
+    run.engine.attach(run.model, run.optimizer, max_grad_norm=1.0, hooks=run.hooks)
+    trainer.meter.start()
+    batches = run.data.train.stream(0, 0)
+    trainer.step(next(batches))
+    batch = next(batches)
+    with HostTraffic() as traffic:
+        trainer.step(batch)
+    assert traffic.seen == []
+    with HostTraffic() as traffic:
+        trainer.meter.settle()
+    assert traffic.seen  # it does see what waits
