@@ -46,7 +46,6 @@ class PackedTraining(TrainingData):
         self._packer = packer
         self._shape = shape
         self._vocab_size = vocab_size
-        self._pin = torch.cuda.is_available()
         self._packs: dict[int, Packs] = {}
         self._steps: dict[int, int] = {}
         self._lock = threading.Lock()  # the batches of the next step are made in another thread
@@ -102,9 +101,7 @@ class PackedTraining(TrainingData):
         )
 
     def _micro_batch(self, packs: Packs, numbers: list[int]) -> Batch:
-        return collate(
-            self.documents, packs.gather(numbers), vocab_size=self._vocab_size, pin=self._pin
-        )
+        return collate(self.documents, packs.gather(numbers), vocab_size=self._vocab_size)
 
 
 def made_ahead(make: Callable[[], T]) -> Generator[T, None, None]:

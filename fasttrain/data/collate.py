@@ -11,13 +11,12 @@ from fasttrain.core.batch import IGNORED_LABEL, Batch
 from fasttrain.data.documents import Documents
 
 
-def collate(
-    documents: Documents, chosen: np.ndarray, *, vocab_size: int, pin: bool = False
-) -> Batch:
+def collate(documents: Documents, chosen: np.ndarray, *, vocab_size: int) -> Batch:
     """The `chosen` documents (numbers, at least one) after one another.
 
     `vocab_size` bounds the ids: ValueError that names the source of a document with another one.
-    With `pin` the tensors lie in page-locked memory, from where copies to a GPU are asynchronous.
+    In a process that uses a GPU the tensors lie in page-locked memory, from where copies to it are
+    asynchronous.
     """
     parts = [documents[index] for index in chosen.tolist()]
     sources = tuple(documents.source(index) for index in chosen.tolist())
@@ -32,7 +31,7 @@ def collate(
 
     def tensor(array: np.ndarray) -> Tensor:
         made = torch.from_numpy(array)
-        return made.pin_memory() if pin else made
+        return made.pin_memory() if torch.cuda.is_initialized() else made
 
     return Batch(
         input_ids=tensor(tokens),

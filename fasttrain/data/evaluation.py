@@ -7,7 +7,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from datasets import Dataset
 
 from fasttrain.core.batch import Batch
@@ -37,10 +36,10 @@ class PackedEvaluation(EvaluationData):
     def batches(self) -> Iterator[Batch]:
         packs, topology = self.packer.packs(0), self.shape.topology
         mine = list(range(topology.data_parallel_rank, len(packs), topology.data_parallel_size))
-        size, pin = self.shape.micro_batch_size, torch.cuda.is_available()
+        size = self.shape.micro_batch_size
         for start in range(0, len(mine), size):
             chosen = packs.gather(mine[start : start + size])
-            yield collate(self.documents, chosen, vocab_size=self.vocab_size, pin=pin)
+            yield collate(self.documents, chosen, vocab_size=self.vocab_size)
 
     def prompts(self, count: int) -> list[tuple[str, str]]:
         rows = self.documents.rows.tolist()

@@ -23,7 +23,8 @@ def random_state() -> dict[str, Tensor]:
     """The present state of every generator, by name.
 
     `python`, `numpy` (n,) int64 and `python.gauss`, `numpy.gauss` () float64: Mersenne Twisters and
-    their pending normal deviate (NaN: none). `torch`, `cuda.<index>` (n,) uint8.
+    their pending normal deviate (NaN: none). `torch`, `cuda.<index>` (n,) uint8, the latter where
+    this process has used CUDA: asking would take memory on every GPU.
     """
     version, words, gauss = random.getstate()
     assert version == _PYTHON_VERSION, f"random.getstate() has version {version}"
@@ -36,7 +37,7 @@ def random_state() -> dict[str, Tensor]:
         "numpy.gauss": _scalar(float(numpy_gauss) if has_gauss else _NO_GAUSS),
         "torch": torch.get_rng_state(),
     }
-    if torch.cuda.is_available():
+    if torch.cuda.is_initialized():
         for index, cuda in enumerate(torch.cuda.get_rng_state_all()):
             state[f"cuda.{index}"] = cuda
     return state
@@ -55,7 +56,7 @@ def set_random_state(state: dict[str, Tensor]) -> tuple[str, ...]:
         ("MT19937", np.array(key, dtype=np.uint32), position, has_gauss, gauss if has_gauss else 0)
     )
     torch.set_rng_state(state["torch"])
-    here = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    here = torch.cuda.device_count() if torch.cuda.is_initialized() else 0
     devices = {f"cuda.{index}" for index in range(here)}
     known = {name for name in state if name.startswith("cuda.")}
     for name in devices & known:

@@ -69,6 +69,7 @@ def test_a_device_that_is_not_here_is_named():
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_a_gpu_repeats_its_draws():
+    torch.cuda.init()
     seed_everything(3)
     state = random_state()
     first = torch.randn(8, device="cuda")
