@@ -34,7 +34,7 @@ def choose_precision(
     """
     if requested != "auto":
         return _named(requested, "asked for")
-    if device.type == "cuda" and torch.cuda.is_bf16_supported():
+    if device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False):
         return _named("bf16-mixed", "auto: the GPU has bf16; the weights stay fp32")
     if device.type == "cuda":
         return _named("fp32", "auto: the GPU has no bf16")
