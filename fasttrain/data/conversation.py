@@ -6,8 +6,6 @@ import json
 from dataclasses import dataclass
 from typing import Any
 
-ROLES: tuple[str, ...] = ("system", "user", "assistant", "tool")
-
 _to_json = json.JSONEncoder(ensure_ascii=False).encode
 _OPTIONAL = ("tool_calls", "name", "tool_call_id", "reasoning", "train")
 
