@@ -14,16 +14,19 @@ from fasttrain.core.interfaces import PreparedData, Topology
 from fasttrain.core.run import Run
 
 
+LETTERS = "abcdefghijklmnopqrstuvwxyz."
+
+
 class Letters:
     """A tokenizer whose ids are letters; 27 of them, the last one a dot."""
 
     chat_template = None
 
-    def __len__(self):
-        return 27
+    def get_vocab(self):
+        return {letter: index for index, letter in enumerate(LETTERS)}
 
     def decode(self, ids):
-        return "".join("abcdefghijklmnopqrstuvwxyz."[i] for i in ids)
+        return "".join(LETTERS[i] for i in ids)
 
 
 class LettersTrain:

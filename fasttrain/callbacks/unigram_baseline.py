@@ -38,7 +38,9 @@ class UnigramBaseline(Callback):
 
     def on_train_start(self, run: Run, record: None) -> None:
         assert run.data.evaluation is not None, "refused in on_data_ready"
-        counts = run.data.train.token_counts(len(run.tokenizer))
+        # Ids may have holes, so that there are more of them than len() counts.
+        vocab_size = 1 + max(run.tokenizer.get_vocab().values())
+        counts = run.data.train.token_counts(vocab_size)
         self.loss = unigram_loss(counts, run.data.evaluation, run.config.eval.max_batches)
         output().print(f"a unigram model's held-out loss is {self.loss:.3f}")
 
