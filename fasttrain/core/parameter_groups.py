@@ -51,13 +51,3 @@ def parameter_groups(
         )
         if members
     ]
-
-
-def describe_groups(groups: list[ParameterGroup]) -> str:
-    """One line: `decayed: 14 tensors, 1,048,576 parameters, weight decay 0.1; not decayed: …`."""
-    return "; ".join(
-        f"{group.name}: {len(group.parameters)} tensors, "
-        f"{sum(parameter.numel() for parameter in group.parameters):,} parameters, "
-        f"weight decay {group.weight_decay:g}"
-        for group in groups
-    )

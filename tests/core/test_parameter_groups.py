@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from fasttrain.config.errors import UserError
-from fasttrain.core.parameter_groups import describe_groups, parameter_groups
+from fasttrain.core.parameter_groups import parameter_groups
 
 
 class Small(nn.Module):
@@ -59,14 +59,6 @@ def test_frozen_parameters_are_left_out():
 def test_a_model_without_trainable_parameters_is_refused():
     with pytest.raises(UserError, match="model: none of its parameters is trainable"):
         parameter_groups(Small(tied=False).requires_grad_(False), learning_rate=1, weight_decay=0)
-
-
-def test_the_counts_can_be_printed():
-    groups = parameter_groups(Small(tied=True), learning_rate=1e-3, weight_decay=0.1)
-    assert describe_groups(groups) == (
-        "decayed: 1 tensors, 16 parameters, weight decay 0.1; "
-        "not decayed: 3 tensors, 48 parameters, weight decay 0"
-    )
 
 
 def test_a_real_llama_is_split_by_the_rule():
