@@ -13,7 +13,6 @@ from fasttrain.core.events import EvaluationRecord, Hooks, LogRecord, Result, St
 from fasttrain.core.interfaces import PreparedData, Topology
 from fasttrain.core.run import Run
 
-
 LETTERS = "abcdefghijklmnopqrstuvwxyz."
 
 

@@ -24,6 +24,7 @@ from fasttrain.config.registry import (
 )
 from fasttrain.config.schema.model import KernelsTransformConfig, TransformSection
 from fasttrain.config.schema.root import TrainConfig
+from fasttrain.core import metrics_file
 from fasttrain.core.batch import BatchProfile
 from fasttrain.core.events import Callback, Hooks, Result, Resumed
 from fasttrain.core.interfaces import (
@@ -36,10 +37,11 @@ from fasttrain.core.interfaces import (
     ResumableCheckpoint,
 )
 from fasttrain.core.kernel_plan import KernelPlan
+from fasttrain.core.metrics_file import cut_metrics
 from fasttrain.core.parameter_groups import parameter_groups
 from fasttrain.core.plan import plan_batches, plan_horizon
 from fasttrain.core.run import Run
-from fasttrain.core.run_directory import RunDirectory, cut_metrics, open_run_directory
+from fasttrain.core.run_directory import RunDirectory, open_run_directory
 from fasttrain.core.saving import Saver
 from fasttrain.core.signals import stop_on_signals
 from fasttrain.core.trainer import Trainer, kill_file
@@ -273,7 +275,7 @@ def restore(run: Run, checkpoints: Iterable[Checkpoint], directory: RunDirectory
     reader = next(c for c in checkpoints if isinstance(c, ResumableCheckpoint))
     reader.restore(run, directory.resume_from)
     if not run.dry_run:
-        cut_metrics(run.directory / "metrics.jsonl", run.step)
+        cut_metrics(run.directory / metrics_file.FILE_NAME, run.step)
     record = Resumed(run.step, directory.resume_from, directory.skipped)
     run.hooks.emit("resumed", record)
 

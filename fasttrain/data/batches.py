@@ -50,11 +50,6 @@ class PackedTraining(TrainingData):
         self._steps: dict[int, int] = {}
         self._lock = threading.Lock()  # the batches of the next step are made in another thread
 
-    @property
-    def max_token_id(self) -> int:
-        """The largest id in the data."""
-        return self.documents.max_token_id
-
     def packs(self, epoch: int) -> Packs:
         """All ranks' packs of an epoch, in their order."""
         with self._lock:

@@ -49,11 +49,6 @@ class Documents:
         """Targets of one pass."""
         return sum(int(supervised.sum()) for _, supervised in self._blocks())
 
-    @cached_property
-    def max_token_id(self) -> int:
-        """The largest id, for comparison with a vocabulary; -1 where there are no tokens."""
-        return max((int(tokens.max()) for tokens, _ in self._blocks()), default=-1)
-
     def target_counts(self, vocab_size: int) -> np.ndarray:
         """(vocab_size,) int64: how often each id is a target in one pass. ids must be below it."""
         counts = np.zeros(vocab_size, dtype=np.int64)
