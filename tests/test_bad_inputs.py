@@ -66,6 +66,11 @@ CASES = {
         ["eos"],
     ),
     "max_length 0": ({}, ["data.max_length=0"], ["data.max_length", "0"]),
+    "a warm-up longer than the epoch": (
+        {},
+        ["max_steps=null", "scheduler={type: cosine, warmup_steps: 99}"],
+        ["scheduler.warmup_steps", "99"],
+    ),
     "unwritable output": ({"file": b"x"}, ["output_dir=file/run"], ["output_dir"]),
     "no assistant turn": (
         {"bad.jsonl": b'{"messages": [{"role": "user", "content": "hi"}]}\n'},

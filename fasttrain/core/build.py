@@ -35,6 +35,7 @@ from fasttrain.core.interfaces import (
     ModelFactory,
     PreparedData,
     ResumableCheckpoint,
+    SchedulerFactory,
 )
 from fasttrain.core.kernel_plan import KernelPlan
 from fasttrain.core.metrics_file import cut_metrics
@@ -198,6 +199,7 @@ def build_data(run: Run, method: type[Trainer]) -> None:
     run.data = hooks.call("tokenize", tokenize, loaded, run.tokenizer)
     horizon = plan_horizon(config, run.data.train)
     run.total_steps = horizon.total_steps
+    _scheduler_factory(config).check(run.total_steps)
     run.notes += [*engine_notes(run.engine), ("batch", str(batches)), ("horizon", horizon.reason)]
     hooks.emit("data_ready", run.data.report)
 
@@ -260,7 +262,7 @@ def build_optimizer(run: Run) -> None:
         lambda: factory.build(groups, plan=run.kernels, precision=run.engine.precision),
     )
     run.hooks.emit("optimizer_created", run.optimizer)
-    schedules = SCHEDULERS.component(config.scheduler.type)(config.scheduler)
+    schedules = _scheduler_factory(config)
     run.scheduler = run.hooks.call(
         "create_scheduler",
         lambda: schedules.build(run.optimizer, total_steps=run.total_steps),
@@ -300,4 +302,9 @@ def engine_notes(engine: Engine) -> list[tuple[str, str]]:
 
 def _model_factory(config: TrainConfig) -> ModelFactory:
     factory: ModelFactory = MODELS.component(config.model.type)(config.model)
+    return factory
+
+
+def _scheduler_factory(config: TrainConfig) -> SchedulerFactory:
+    factory: SchedulerFactory = SCHEDULERS.component(config.scheduler.type)(config.scheduler)
     return factory

@@ -268,6 +268,12 @@ class SchedulerFactory(ABC):
     def factor(self, step: int, total_steps: int) -> float:
         """Learning rate of optimizer step `step` (0-based) as a share of the peak."""
 
+    def check(self, total_steps: int) -> None:
+        """UserError where the formula doesn't fit a run of so many steps; asked before the model
+        is made."""
+        if type(self).build is SchedulerFactory.build:
+            self.factor(0, total_steps)
+
     def build(self, optimizer: torch.optim.Optimizer, *, total_steps: int) -> LRScheduler:
         """A schedule that counts optimizer steps."""
         return LambdaLR(optimizer, lambda step: self.factor(step, total_steps))
