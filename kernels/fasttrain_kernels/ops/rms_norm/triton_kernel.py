@@ -16,6 +16,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from fasttrain_kernels import launcher
 from fasttrain_kernels.checks import short
 from fasttrain_kernels.ops.rms_norm import reference
 from fasttrain_kernels.ops.rms_norm.reference import Problem
@@ -120,6 +121,8 @@ def unsupported(problem: Problem) -> str | None:
         return "this process sees no CUDA device"
     elif (capability := _capability(problem.device)) < (8, 0):
         return f"needs compute capability 8.0; this device has {'.'.join(map(str, capability))}"
+    elif (missing := launcher.why_not()) is not None:
+        return missing
     dtypes = (problem.dtype, problem.weight_dtype, problem.residual_dtype)
     if torch.float64 in dtypes:
         return f"computes in float32, not {short(torch.float64)}"
