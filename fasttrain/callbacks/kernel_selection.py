@@ -90,6 +90,7 @@ def _choose(site: NormSite, profile: BatchProfile, config: KernelsConfig) -> Cho
             RMS_NORM,
             requested=config.rms_norm,
             mode=config.mode,
+            source="the config",
             device=profile.device,
             dtype=profile.dtype,
             width=site.width,

@@ -7,7 +7,7 @@ from importlib.metadata import PackageNotFoundError, version
 import torch
 
 from fasttrain_kernels import checks, native
-from fasttrain_kernels.dispatch import MODES, UnsupportedKernel, check, explain
+from fasttrain_kernels.dispatch import MODES, check, explain
 
 
 def main() -> int:
@@ -23,7 +23,7 @@ def main() -> int:
     print(machine())
     try:
         table(arguments.device, getattr(torch, arguments.dtype), arguments.mode)
-    except UnsupportedKernel as error:
+    except ValueError as error:  # UnsupportedKernel, or a name that doesn't exist
         print(f"error: {error}", file=sys.stderr)
         return 2
     return self_tests(arguments.device) if arguments.check else 0

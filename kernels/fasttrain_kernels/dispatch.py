@@ -29,6 +29,7 @@ import torch
 ENVIRONMENT = "FASTTRAIN_KERNELS"
 AUTO = "auto"
 EAGER = "eager"
+CALLER = "backend="
 MODES = ("auto", "eager", "strict")
 
 
@@ -145,9 +146,12 @@ class Op:
             module = self._selected[key] = chosen
         return module
 
-    def choose(self, problem: Any, requested: str = AUTO, mode: str | None = None) -> Choice:
-        """The row of the table for `problem`."""
-        backend, mode, source = self._asked(requested, mode)
+    def choose(
+        self, problem: Any, requested: str = AUTO, mode: str | None = None, source: str = CALLER
+    ) -> Choice:
+        """The row of the table for `problem`; `source` is who asks, for reasons and errors."""
+        named = () if requested == AUTO else ((self.name, requested),)
+        backend, mode, source = self._asked(Settings(source, mode, named))
         if backend != AUTO:
             return self._named(problem, backend, source)
         return self._automatic(problem, mode, source)
@@ -167,19 +171,21 @@ class Op:
         """Drop remembered selections, after something that they rest on has changed."""
         self._selected.clear()
 
-    def _asked(self, requested: str, mode: str | None) -> tuple[str, str, str]:
-        """The backend and mode in force, and who asked for them."""
-        named = () if requested == AUTO else ((self.name, requested),)
-        caller = Settings("backend=", mode, named)
-        backend = in_mode = source = None
+    def _asked(self, caller: Settings) -> tuple[str, str, str]:
+        """The backend and mode in force, and who asked for the backend or, where that is "auto",
+        for the mode."""
+        backend = mode = None
+        backend_source = mode_source = AUTO
         for level in (*_overrides, _environment(), caller):
-            if in_mode is None and level.mode is not None:
-                in_mode, source = level.mode, source or f"{level.source} (mode={level.mode})"
+            if mode is None and level.mode is not None:
+                mode, mode_source = level.mode, f"{level.source} (mode={level.mode})"
             if backend is None and level.backend(self.name) is not None:
-                backend, source = level.backend(self.name), level.source
-            if backend is None and in_mode == EAGER:
-                backend = EAGER
-        return backend or AUTO, in_mode or AUTO, source or AUTO
+                backend, backend_source = level.backend(self.name), level.source
+            if backend is None and mode == EAGER:
+                backend, backend_source = EAGER, mode_source
+        if backend is None or backend == AUTO:
+            return AUTO, mode or AUTO, mode_source
+        return backend, mode or AUTO, backend_source
 
     def _named(self, problem: Any, backend: str, source: str) -> Choice:
         reason = self.why_not(self.candidate(backend), problem)
@@ -232,7 +238,7 @@ def find(op_name: str) -> Op:
 
 @functools.lru_cache(maxsize=8)
 def _parse(text: str) -> Settings:
-    mode, backends = None, []
+    asked: dict[str, str] = {}
     for item in filter(None, (part.strip() for part in text.split(","))):
         name, equals, value = (part.strip() for part in item.partition("="))
         if not equals:
@@ -240,11 +246,11 @@ def _parse(text: str) -> Settings:
                 f"{ENVIRONMENT}={text!r}: {item!r} is not of the form name=value; "
                 'write "mode=strict,rms_norm=triton"'
             )
-        if name == "mode":
-            mode = value
-        else:
-            backends.append((name, value))
-    return Settings(ENVIRONMENT, mode, tuple(backends))
+        if name in asked:
+            raise ValueError(f"{ENVIRONMENT}={text!r}: {name} is given twice")
+        asked[name] = value
+    mode = asked.pop("mode", None)
+    return Settings(ENVIRONMENT, mode, tuple(asked.items()))
 
 
 def _environment() -> Settings:
@@ -271,18 +277,20 @@ def use(*, mode: str | None = None, **backends: str) -> Iterator[None]:
         _overrides = outside
 
 
-def choose(op: str, *, requested: str = AUTO, mode: str | None = None, **facts: Any) -> Choice:
+def choose(
+    op: str, *, requested: str = AUTO, mode: str | None = None, source: str = CALLER, **facts: Any
+) -> Choice:
     """The backend that calls of `op` with these facts would run on, and why, without running it.
 
     `facts` are what the op's problem is made of; for rms_norm: `device`, `dtype`, `width`, and
     where they differ from the default `weight_dtype`, `residual_dtype`, `style`. No tensors are
     needed. `requested` is what the caller would pass as `backend=`; `use()` and FASTTRAIN_KERNELS
-    go before it and before `mode`.
+    go before it and before `mode`. `source` names the caller in reasons and errors.
 
     Raises UnsupportedKernel where the backend asked for can't serve (mode "strict": where the
     first choice can't), ValueError for unknown names.
     """
-    return find(op).choose(find(op).describe(**facts), requested, mode)
+    return find(op).choose(find(op).describe(**facts), requested, mode, source)
 
 
 @dataclass(frozen=True)
@@ -302,8 +310,9 @@ class Checked:
 def check(op: str | None = None, *, device: str | torch.device = "cpu") -> tuple[Checked, ...]:
     """Runs the self-test of every backend that is made for `device`, of `op` or of every op.
 
-    Forward and backward on small fixed problems against exact values; under a second a backend.
-    A failed test is a row whose `passed` is False, not an exception.
+    Forward and backward on small fixed problems against exact values: under a second on a CPU,
+    longer where Triton has to compile first. A failed test is a row whose `passed` is False, not
+    an exception.
     """
     device = torch.device(device)
     rows = []

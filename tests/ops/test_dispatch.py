@@ -102,7 +102,6 @@ def test_strict_allows_no_fallback(monkeypatch):
     assert rms_norm(x, x[0], backend="eager").dtype == torch.float16  # asked for, so no fallback
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason="Triton serves here")
 def test_a_refusal_names_op_backend_who_asked_reason_and_alternatives(monkeypatch):
     monkeypatch.setenv(ENVIRONMENT, "rms_norm=triton")
     with pytest.raises(UnsupportedKernel) as refusal:
@@ -121,12 +120,30 @@ def test_a_refusal_names_op_backend_who_asked_reason_and_alternatives(monkeypatc
         ("mode=slow", "mode='slow'; expected one of auto, eager, strict"),
         ("strict", "'strict' is not of the form name=value"),
         ("mode=eager,rms_norm=cpu", "mode=eager runs every op's reference.*drop one"),
+        ("rms_norm=cpu,rms_norm=eager", "rms_norm is given twice"),
     ],
 )
 def test_bad_names_in_the_environment_are_errors(monkeypatch, text, message):
     monkeypatch.setenv(ENVIRONMENT, text)
     with pytest.raises(ValueError, match=message):
         rms_norm(torch.ones(2, 4), torch.ones(4))
+
+
+def test_reasons_and_errors_name_who_asked(monkeypatch):
+    def ask(**asked):
+        return choose("rms_norm", **FACTS, source="the config", **asked)
+
+    assert ask(requested="cpu").reason == "asked for by the config"
+    assert ask(mode="eager").reason == "asked for by the config (mode=eager)"
+    with pytest.raises(UnsupportedKernel, match="'triton', asked for by the config, can't"):
+        ask(requested="triton")
+    monkeypatch.setenv(ENVIRONMENT, "rms_norm=cpu")
+    assert ask(requested="eager").reason == "asked for by FASTTRAIN_KERNELS"
+    # "auto" by name says nothing about fallbacks: the mode does.
+    monkeypatch.setenv(ENVIRONMENT, "mode=strict")
+    with use(rms_norm="auto"), pytest.raises(UnsupportedKernel) as refusal:
+        choose("rms_norm", **HALF)
+    assert "FASTTRAIN_KERNELS (mode=strict) allows no fallback" in str(refusal.value)
 
 
 def test_bad_names_in_use_are_errors_at_once():
@@ -211,6 +228,8 @@ def test_the_command_prints_the_table():
     assert "self-test on cpu" in good.stdout and "FAILED" not in good.stdout
     bad = run("--device", "cpu", **{ENVIRONMENT: "rms_norm=triton"})
     assert bad.returncode == 2 and bad.stderr.startswith("error: rms_norm: backend 'triton'")
+    bad = run("--device", "cpu", **{ENVIRONMENT: "rmsnorm=cpu"})
+    assert bad.returncode == 2 and bad.stderr.startswith("error: there is no op 'rmsnorm'")
 
 
 def test_everything_exported_exists():
