@@ -208,6 +208,16 @@ def build_model(run: Run) -> None:
     """The model with its transforms; the kernels are selected on the way."""
     seed_everything(run.config.seed)
     run.model = run.hooks.call("create_model", lambda: _create_model(run))
+    limit, longest = run.model.longest_document, run.data.report.longest_document
+    if limit is not None and longest > limit:
+        raise UserError(
+            Problem(
+                key="data.max_length",
+                what=f"the longest document has {longest} tokens, and the model has positions for "
+                f"{limit}.",
+                hint=f"Set data.max_length={limit}.",
+            )
+        )
     run.hooks.emit("model_created", run.model)
 
 

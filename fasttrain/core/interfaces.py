@@ -166,6 +166,9 @@ class TokenizerFactory(ABC):
 class LanguageModel(nn.Module, ABC):
     """Body, head and loss in one module: hooks, autocast and adapters apply to all of it."""
 
+    longest_document: int | None = None
+    """Tokens of the longest document it can take; None where there is no such limit."""
+
     @abstractmethod
     def token_losses(self, batch: Batch, *, reduction: Literal["sum", "none"] = "sum") -> Tensor:
         """Cross-entropy in nats of the supervised tokens: their sum () or each (S,), fp32."""

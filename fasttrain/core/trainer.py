@@ -25,6 +25,7 @@ from fasttrain.core.interfaces import Examples, LanguageModel
 from fasttrain.core.meter import Meter
 from fasttrain.core.run import Run
 from fasttrain.core.saving import Saver
+from fasttrain.runtime.memory import reset_peak_memory
 
 
 class Trainer(ABC):
@@ -51,9 +52,12 @@ class Trainer(ABC):
         """Train to the horizon, or until someone asks for a stop."""
         run = self.run
         run.hooks.emit("train_start")
+        reset_peak_memory(run.engine.device)
         self.meter.start()
-        if run.step == 0 and run.config.eval.at_start:
+        if self._evaluation_is_owed():
             self.evaluate()
+            if run.checkpoint_requested:
+                self._save(self.saver.save_due)
         with closing(self._batches()) as batches:
             while not run.finished and run.stop_reason is None:
                 self.step(next(batches))
@@ -75,6 +79,8 @@ class Trainer(ABC):
             self.meter.log(result)
         if self._evaluation_is_due():
             self.evaluate()
+        if run.finished and run.interval.steps:  # the evaluation has ended the run
+            self.meter.log(result)
         if self.saver.is_due():
             self._save(self.saver.save_due)
 
@@ -135,9 +141,23 @@ class Trainer(ABC):
         run = self.run
         if run.data.evaluation is None:
             return False
+        if run.finished:
+            return run.evaluation_requested or run.config.eval.at_end
+        # Who stops a run waits for its checkpoint; the next start evaluates.
+        stopped = run.stop_reason is not None
+        return not stopped and (run.evaluation_requested or self._evaluation_is_scheduled())
+
+    def _evaluation_is_scheduled(self) -> bool:
+        run = self.run
         every = run.config.eval.every_steps or max(run.total_steps // 10, 1)
-        at_end = run.finished and run.config.eval.at_end
-        return run.evaluation_requested or at_end or (run.step % every == 0 and not run.finished)
+        return run.step % every == 0
+
+    def _evaluation_is_owed(self) -> bool:
+        """Before the first step: the one at the start, or the one that a stop has put off."""
+        run = self.run
+        if run.data.evaluation is None or run.finished or run.eval_step == run.step:
+            return False
+        return run.config.eval.at_start if run.step == 0 else self._evaluation_is_scheduled()
 
     def _evaluate(self) -> EvaluationRecord:
         run = self.run

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
+from fasttrain.config.errors import Problem, UserError
 from fasttrain.config.schema.engine import LocalEngineConfig
 from fasttrain.core.batch import Batch, LossFunction, LossSum, StepResult
 from fasttrain.core.events import Hooks
@@ -93,10 +94,14 @@ class LocalEngine(Engine):
         with self._autocast():
             part = loss(batch)
         if part.count != batch.num_supervised:
-            raise ValueError(
-                f"the loss counted {part.count} tokens where the batch has {batch.num_supervised} "
-                "supervised ones. LossSum.count must be batch.num_supervised: a step's loss is "
-                "divided by their number, which is known before the forward pass."
+            raise UserError(
+                Problem(
+                    key="type",
+                    what=f"the loss counted {part.count} tokens where the batch has "
+                    f"{batch.num_supervised} supervised ones.",
+                    hint="LossSum.count must be batch.num_supervised: a step's loss is divided by "
+                    "their number, which is known before the forward pass.",
+                )
             )
         return part
 

@@ -11,7 +11,7 @@ from typing import Any, Literal, Protocol
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import GenerationConfig, PreTrainedModel
 
 from fasttrain.core.batch import Batch
@@ -62,6 +62,7 @@ class HFLanguageModel(LanguageModel):
         self.source = source
         self.adapters: Adapters | None = None
         self._rope_limit = rope_limit(causal_lm.config.get_text_config())
+        self.longest_document = learnt_positions(causal_lm)
 
     # --- training --------------------------------------------------------------------------------
 
@@ -156,6 +157,19 @@ def _end_tokens(causal_lm: PreTrainedModel, tokenizer: Any) -> list[int]:
     named = causal_lm.generation_config.eos_token_id
     ends = set(named if isinstance(named, list) else [named])
     return sorted({*ends, tokenizer.eos_token_id} - {None})
+
+
+def learnt_positions(causal_lm: PreTrainedModel) -> int | None:
+    """How many positions a table of learnt ones has; None where positions are computed.
+
+    Such a table is an embedding beside the tokens' own with a row for each position (and, in OPT,
+    two more in front).
+    """
+    limit = max_positions(causal_lm.config)
+    tokens = causal_lm.get_input_embeddings()
+    tables = (m for m in causal_lm.base_model.modules() if isinstance(m, nn.Embedding))
+    rows = [table.num_embeddings for table in tables if table is not tokens]
+    return limit if limit is not None and any(limit <= n <= limit + 2 for n in rows) else None
 
 
 def max_positions(config: Any) -> int | None:

@@ -14,6 +14,12 @@ def peak_memory_bytes(device: torch.device) -> int:
     return peak_process_bytes()
 
 
+def reset_peak_memory(device: torch.device) -> None:
+    """Begin a GPU's peak anew, as for a second run in one process. A process's own can't be."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+
+
 def peak_process_bytes() -> int:
     """Largest resident size of this process so far; 0 where the system does not tell (Windows)."""
     if sys.platform == "win32":

@@ -184,6 +184,31 @@ def test_the_kill_file_stops(tmp_path):
     assert "STOP" in trainer.run.stop_reason
 
 
+def test_a_stop_does_not_wait_for_an_evaluation_which_the_next_start_makes_up_for(tmp_path):
+    settings = {"eval": EvalConfig(every_steps=2), "checkpoints": [every(100)]}
+    trainer, recorder = make_trainer(tmp_path, stop_after=2, **settings)
+    trainer.train()
+    assert recorder.events == ["start", "step 1", "step 2", "end", "save memory 2"]
+    resumed, recorder = make_trainer(tmp_path, **settings)
+    resumed.run.step = resumed.run.step_in_epoch = 2
+    resumed.train()
+    assert recorder.events[:3] == ["start", "eval 2", "save memory 2"]
+
+
+def test_an_evaluation_that_ends_the_run_leaves_no_step_unlogged(tmp_path):
+    class Enough(Callback):
+        def on_evaluation_end(self, run, record):
+            run.stop("the loss no longer falls", finished=True)
+
+    trainer, recorder = make_trainer(
+        tmp_path, callbacks=[Enough()], eval=EvalConfig(every_steps=2), checkpoints=[every(2)]
+    )
+    trainer.train()
+    assert recorder.events == [
+        "start", "step 1", "step 2", "eval 2", "log 2", "save memory 2", "end",
+    ]  # fmt: skip
+
+
 def test_requests_of_a_callback(tmp_path):
     class Ask(Callback):
         def on_step_end(self, run, record):

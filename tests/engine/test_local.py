@@ -41,11 +41,22 @@ def batches(split):
 @pytest.mark.parametrize("split", SPLITS)
 def test_a_step_does_not_depend_on_its_split(split):
     model, whole = ToyModel(), ToyModel()
-    result = engine_for(model).train_step(batches(split), sum_of_losses(model))
+    gradients = []
+
+    class Look(Callback):
+        def wrap_optimizer_step(self, run, call, skip):
+            gradients.extend(p.grad.clone() for p in model.parameters())
+            call(skip)
+
+    hooks = Hooks([Look()])
+    hooks.bind(object())
+    result = engine_for(model, hooks=hooks).train_step(batches(split), sum_of_losses(model))
     flat = batch_of(*DOCUMENTS)
     loss = whole.token_losses(flat) / flat.num_supervised
     loss.backward()
     norm = torch.nn.utils.get_total_norm([p.grad for p in whole.parameters()])
+    for ours, reference in zip(gradients, whole.parameters(), strict=True):
+        torch.testing.assert_close(ours, reference.grad, rtol=1e-5, atol=1e-7)
     torch.optim.AdamW(whole.parameters(), lr=0.1, weight_decay=0.0).step()
     assert result.num_supervised == flat.num_supervised
     assert result.num_tokens == flat.num_tokens

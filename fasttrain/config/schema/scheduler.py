@@ -1,4 +1,5 @@
-"""`scheduler:` All count optimizer steps; warm-up rises linearly from 0."""
+"""`scheduler:` All count optimizer steps; warm-up is a line from 1/n at the first of its
+n steps to 1 at its last."""
 
 from __future__ import annotations
 
