@@ -163,13 +163,19 @@ class Resources:
 
 
 def compile_for_gpu(
-    kernel: Any, arguments: Mapping[str, Any], architecture: int, *, warps: int
+    kernel: Any,
+    arguments: Mapping[str, Any],
+    architecture: int,
+    *,
+    warps: int,
+    round_sizes: bool = True,
 ) -> Resources:
     """Compiles a Triton kernel to machine code, as a launch on such a GPU would; needs no GPU.
 
     `arguments` has an entry per parameter: a Triton type ("*bf16", "i32", "fp32") for what is
-    passed at run time, any other value for a constexpr or a pointer that is None. Pointers and
-    integers are taken to be divisible by 16, as they are for the shapes that models have.
+    passed at run time, any other value for a constexpr, a pointer that is None, or an integer that
+    is 1, for which Triton compiles anew. Pointers are taken to be divisible by 16; so are integers,
+    as for the shapes that models have, unless `round_sizes` is False.
     """
     import triton
     from triton.backends.compiler import GPUTarget
@@ -184,7 +190,7 @@ def compile_for_gpu(
     aligned = {
         (i,): [["tt.divisibility", 16]]
         for i, kind in enumerate(signature.values())
-        if kind[0] in "*i"
+        if kind[0] == "*" or (kind[0] == "i" and round_sizes)
     }
     compiled = triton.compile(
         ASTSource(kernel, signature, constants, aligned),

@@ -63,8 +63,8 @@ def rms_norm_backward(width, element="*bf16", weight=None, dsum="*bf16", dx=True
     return triton_kernel.backward_kernel, arguments, warps
 
 
-def assert_fits(kernel, arguments, warps, architecture):
-    found = compile_for_gpu(kernel, arguments, architecture, warps=warps)
+def assert_fits(kernel, arguments, warps, architecture, **options):
+    found = compile_for_gpu(kernel, arguments, architecture, warps=warps, **options)
     assert found.stack == 0, found
     assert found.shared <= SHARED_MEMORY[architecture], found
     assert found.programs_per_multiprocessor(warps) * warps >= 16, found
@@ -88,3 +88,18 @@ def test_rms_norm_in_every_form(width, architecture):
             assert_fits(*form, architecture)
     assert_fits(*rms_norm_forward(width, "*bf16", "*fp32", None), architecture)
     assert_fits(*rms_norm_backward(width, "*bf16", "*fp32", None), architecture)
+
+
+@pytest.mark.parametrize("architecture", [80, 120])
+@pytest.mark.parametrize("width", [63, 1000, 4095, 8191])
+def test_rms_norm_of_odd_sizes(width, architecture):
+    """Where no load is known to be aligned, each element has an address and a mask of its own."""
+    assert_fits(*rms_norm_forward(width), architecture, round_sizes=False)
+    assert_fits(*rms_norm_backward(width), architecture, round_sizes=False)
+
+
+@pytest.mark.parametrize("ones", [{"rows": 1}, {"width": 1, "x_stride": 1}], ids=["row", "column"])
+def test_rms_norm_of_one_row_or_column(ones):
+    width = ones.get("width", 4096)
+    for kernel, arguments, warps in (rms_norm_forward(width), rms_norm_backward(width)):
+        assert_fits(kernel, arguments | ones, warps, 90)
