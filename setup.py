@@ -9,6 +9,8 @@ import os
 import shutil
 import subprocess
 import sys
+from contextlib import suppress
+from importlib.metadata import PackageNotFoundError, distribution
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -21,9 +23,13 @@ LIBRARY = "_C_cpu"
 
 
 def find_tool(name: str) -> str | None:
-    """A program on PATH or beside this Python, where pip puts `cmake` and `ninja`."""
-    beside_python = str(Path(sys.executable).parent)
-    return shutil.which(name) or shutil.which(name, path=beside_python)
+    """pip's `cmake` or `ninja` where this environment has it, for the system's may be too old."""
+    with suppress(PackageNotFoundError):
+        for file in distribution(name).files or ():
+            path = Path(file.locate())
+            if path.name == name and os.access(path, os.X_OK) and path.is_file():
+                return str(path)
+    return shutil.which(name)
 
 
 def missing_tools() -> str | None:
@@ -35,7 +41,7 @@ def missing_tools() -> str | None:
     chosen = os.environ.get("CXX", "").split()
     compilers = chosen[:1] or ["c++", "g++", "clang++"]
     absent = [name for name in ("cmake", "ninja") if find_tool(name) is None]
-    if not any(map(find_tool, compilers)):
+    if not any(map(shutil.which, compilers)):
         absent.insert(0, f"C++ compiler ({' or '.join(compilers)})")
     if find_spec("torch") is None:
         absent.append("torch (for its headers)")

@@ -144,4 +144,11 @@ def test_without_a_compiler_the_install_goes_on_and_says_so(tmp_path):
 @pytest.mark.slow
 @pytest.mark.skipif(shutil.which("c++") is None, reason="no C++ compiler")
 def test_the_library_builds_from_a_checkout(tmp_path):
-    assert install(tmp_path) == ["_C_cpu.so"]
+    """With pip's CMake and Ninja, even where the system has others, such as too old ones."""
+    pytest.importorskip("cmake")
+    pytest.importorskip("ninja")
+    for tool in ("cmake", "ninja"):
+        (tmp_path / tool).write_text("#!/bin/sh\nexit 1\n")
+        (tmp_path / tool).chmod(0o755)
+    path = os.pathsep.join((str(tmp_path), os.environ["PATH"]))
+    assert install(tmp_path / "built", PATH=path) == ["_C_cpu.so"]
