@@ -1,8 +1,8 @@
 """The contender: fasttrain, through its public API and the config beside this file.
 
-Throughput is what the run wrote into its metrics.jsonl. A callback takes the time of the same steps
-on a clock of its own; the two must agree. `auto` lets fasttrain choose its kernels, `eager` has it
-use none.
+A callback times the steps with the stopwatch that times every contender. What the run wrote into
+its metrics.jsonl about the same steps must agree. `auto` lets fasttrain choose its kernels, `eager`
+has it use none.
 """
 
 from __future__ import annotations
@@ -123,7 +123,7 @@ def main() -> None:
         json.dumps({"loss": first_loss, "documents": documents_seen})
     )
     report(
-        **{**timed, **logged},
+        **{**logged, **timed},
         clocks_disagree_by=disagreement,
         epoch_tokens=observer.epoch_tokens,
         epoch_supervised_tokens=observer.epoch_supervised_tokens,
