@@ -68,6 +68,21 @@ def test_only_the_sum_is_used(place):
     assert weight.grad is None
 
 
+@pytest.mark.parametrize("shape", [(6, 40), (2, 3, 40)], ids=str)
+def test_outputs_may_be_changed_in_place(place, shape):
+    """Models do: `hidden *= scale`."""
+    x, weight, residual = inputs(shape, residual_dtype=F32, device=place.device)
+    plain = torch.autograd.grad((rms_norm(x, weight, backend=place.backend) * 2).sum(), (x, weight))
+    y = rms_norm(x, weight, backend=place.backend)
+    y *= 2
+    assert same_bits(plain, torch.autograd.grad(y.sum(), (x, weight)))
+    y, total = rms_norm(x, weight, residual=residual, backend=place.backend)
+    y += 1
+    torch.autograd.backward((y, total), (torch.ones_like(y), torch.ones_like(y)))
+    total.add_(1)  # the backward pass needed it; now nothing does
+    assert x.grad.isfinite().all()
+
+
 def test_a_second_backward_gives_the_same(place):
     x, weight, residual = inputs((20, 48), residual_dtype=F32, device=place.device)
     y, total = rms_norm(x, weight, residual=residual, backend=place.backend)

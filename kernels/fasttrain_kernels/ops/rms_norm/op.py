@@ -63,7 +63,7 @@ def _forward(
     kernel = RMS_NORM.select(problem, backend)
     residual_rows = None if residual is None else checks.rows(residual)
     y, total, rstd = kernel.forward(checks.rows(x), weight, eps, residual_rows, style)
-    return y.view(x.shape), total if residual is None else total.view(x.shape), rstd
+    return _shaped(y, x), total if residual is None else _shaped(total, x), rstd
 
 
 def _backward(
@@ -83,7 +83,13 @@ def _backward(
     dx, dweight = kernel.backward(
         checks.rows(dy), dsum_rows, checks.rows(x), weight, rstd, style, needs_dx, needs_dweight
     )
-    return dx.view(x.shape) if needs_dx else dx, dweight
+    return _shaped(dx, x) if needs_dx else dx, dweight
+
+
+def _shaped(rows: Tensor, like: Tensor) -> Tensor:
+    """`rows` in the shape of `like`; no view for autograd, which forbids `y *= 2` on a view that a
+    custom function returns."""
+    return torch.ops.aten._unsafe_view(rows, like.shape)
 
 
 def _forward_fake(
