@@ -146,7 +146,10 @@ def block_shape(width: int) -> tuple[int, int, int]:
 
 @functools.cache
 def _resident_programs(device: torch.device, warps: int) -> int:
-    """How many programs run at once: 32 warps a multiprocessor, at 64 registers a thread."""
+    """How many programs run at once: 32 warps a multiprocessor, at 64 registers a thread.
+
+    Where a kernel needs more registers (at most 128), some wait: slower, and as right.
+    """
     if device.type != "cuda":
         return INTERPRETED_PROGRAMS
     return torch.cuda.get_device_properties(device).multi_processor_count * (32 // warps)
