@@ -56,7 +56,8 @@ def run(
 ) -> Result:
     """Train as `loaded` says; with `dry_run` build everything and stop before the first step.
 
-    The user's mistakes are UserErrors, raised before the model is built.
+    The user's mistakes are UserErrors, raised before the model is built; what only the model shows,
+    before training.
     """
     config = loaded.config
     engine = build_engine(config)

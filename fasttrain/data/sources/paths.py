@@ -8,10 +8,10 @@ from difflib import get_close_matches
 from pathlib import Path
 
 from fasttrain.config.errors import Problem, UserError
+from fasttrain.config.normalise import DATA_SUFFIXES
 from fasttrain.data.sources.text_lines import shown
 
-FORMATS = (".jsonl", ".json", ".parquet", ".csv", ".txt")
-_SUPPORTED = f"{', '.join(FORMATS)}, each also with .gz"
+_SUPPORTED = f"{', '.join(DATA_SUFFIXES)}, each also with .gz"
 _WRITTEN_BY_DATASETS = ("state.json", "dataset_dict.json")
 
 
@@ -19,7 +19,7 @@ def file_format(path: Path) -> str | None:
     """The format that the name promises, `.gz` aside; None where it is none of ours."""
     name = path.name[: -len(".gz")] if path.suffix == ".gz" else path.name
     suffix = Path(name).suffix.lower()
-    return suffix if suffix in FORMATS else None
+    return suffix if suffix in DATA_SUFFIXES else None
 
 
 def find_files(text: str) -> tuple[list[Path], str]:
