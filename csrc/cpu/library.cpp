@@ -15,4 +15,18 @@ STABLE_TORCH_LIBRARY(fasttrain_native, m) {
   m.def(
       "rms_norm_backward(Tensor dy, Tensor? dsum, Tensor x, Tensor weight, Tensor rstd, "
       "Tensor(a!) dx, Tensor(b!) dweight, Tensor(c!) partials) -> ()");
+
+  // Implemented by the CPU and the CUDA library; ops/cross_entropy/reference.py says what they write.
+  // softcap 0: none. statistics: (N, 5). out may be logits.
+  m.def(
+      "cross_entropy_forward(Tensor logits, Tensor targets, float scale, float softcap, "
+      "bool wants_total, bool wants_entropy, int first, Tensor(a!) statistics) -> ()");
+  m.def(
+      "cross_entropy_backward(Tensor logits, Tensor targets, Tensor statistics, "
+      "Tensor coefficients, float scale, float softcap, float label_smoothing, float z_loss, "
+      "int first, int classes, Tensor(a!) out) -> ()");
+  m.def(
+      "cross_entropy_forward_backward(Tensor(a!) logits, Tensor targets, Tensor coefficients, "
+      "float scale, float softcap, float label_smoothing, float z_loss, bool wants_entropy, "
+      "Tensor(b!) statistics) -> ()");
 }

@@ -4,36 +4,16 @@
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
-#include <torch/headeronly/util/Exception.h>
 
 #include <algorithm>
 #include <optional>
 
+#include "tensors.h"
+
 namespace fasttrain {
 namespace {
 
-using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
-
-// Below this many elements a second thread costs more than it saves (a parallel region: ~5 us).
-constexpr int64_t kElementsPerThread = 16384;
-
-DType dtype_of(const Tensor& tensor) {
-  switch (tensor.scalar_type()) {
-    case ScalarType::Double:
-      return DType::f64;
-    case ScalarType::BFloat16:
-      return DType::bf16;
-    default:
-      STD_TORCH_CHECK(tensor.scalar_type() == ScalarType::Float,
-                      "rms_norm on the CPU takes float32, float64 and bfloat16");
-      return DType::f32;
-  }
-}
-
-int64_t rows_per_thread(int64_t width) {
-  return std::max<int64_t>(1, kElementsPerThread / std::max<int64_t>(1, width));
-}
 
 void forward(Tensor x, Tensor weight, std::optional<Tensor> residual, double eps, bool cast_first,
              Tensor y, Tensor sum, Tensor rstd) {
@@ -97,7 +77,7 @@ void backward(Tensor dy, std::optional<Tensor> dsum, Tensor x, Tensor weight, Te
   const auto add = FT_BEST(add_partials);
   void* total = dweight.mutable_data_ptr();
   torch::stable::parallel_for(
-      0, args.width, std::max<int64_t>(64, kElementsPerThread / std::max<int64_t>(1, chunks)),
+      0, args.width, std::max<int64_t>(64, rows_per_thread(chunks)),
       [&](int64_t begin, int64_t end) {
         add(partial_rows, chunks, args.width, wide, total, begin, end);
       });

@@ -4,11 +4,10 @@
 
 #include <cstdint>
 
+#include "dtype.h"
 #include "isa.h"
 
 namespace fasttrain {
-
-enum class DType { f32, f64, bf16 };
 
 // x, residual: rows of `width` elements, rows a stride apart. sum, y: contiguous.
 struct RmsNormForward {

@@ -19,16 +19,24 @@ from fasttrain_kernels.dispatch import (
     explain,
     use,
 )
+from fasttrain_kernels.losses import LossOutput
+from fasttrain_kernels.ops.cross_entropy.op import cross_entropy
+from fasttrain_kernels.ops.linear_cross_entropy.op import linear_cross_entropy
+from fasttrain_kernels.ops.linear_log_probs.op import linear_log_probs
 from fasttrain_kernels.ops.rms_norm.op import rms_norm
 
 __all__ = [
     "Checked",
     "Choice",
+    "LossOutput",
     "Rejection",
     "UnsupportedKernel",
     "check",
     "choose",
+    "cross_entropy",
     "explain",
+    "linear_cross_entropy",
+    "linear_log_probs",
     "rms_norm",
     "use",
 ]

@@ -88,6 +88,7 @@ class Settings:
     source: str
     mode: str | None = None
     backends: tuple[tuple[str, str], ...] = ()
+    checked: bool | None = None  # look at labels even where a GPU has to be waited for
 
     def __post_init__(self) -> None:
         if self.mode is not None and self.mode not in MODES:
@@ -249,17 +250,28 @@ def _parse(text: str) -> Settings:
         if name in asked:
             raise ValueError(f"{ENVIRONMENT}={text!r}: {name} is given twice")
         asked[name] = value
-    mode = asked.pop("mode", None)
-    return Settings(ENVIRONMENT, mode, tuple(asked.items()))
+    mode, checked = asked.pop("mode", None), asked.pop("checked", None)
+    if checked not in (None, "true", "false"):
+        raise ValueError(f"{ENVIRONMENT}={text!r}: checked={checked!r}; expected true or false")
+    wants_checks = None if checked is None else checked == "true"
+    return Settings(ENVIRONMENT, mode, tuple(asked.items()), wants_checks)
 
 
 def _environment() -> Settings:
     return _parse(os.environ.get(ENVIRONMENT, ""))
 
 
+def checked() -> bool:
+    """Whether labels on a GPU are to be looked at, which waits for it. See `use`."""
+    found = (level.checked for level in (*_overrides, _environment()))
+    return next((wish for wish in found if wish is not None), False)
+
+
 @contextmanager
-def use(*, mode: str | None = None, **backends: str) -> Iterator[None]:
+def use(*, mode: str | None = None, checked: bool | None = None, **backends: str) -> Iterator[None]:
     """Inside the block, ops named here run on the backend named: `with use(rms_norm="triton")`.
+
+    With `checked`, labels that are no class are errors on a GPU too, which then is waited for.
 
     Process-wide, and above the environment and every `backend=`. A backward pass follows what is
     in force when it runs, so keep it inside the block too. Blocks nest, the inner one first.
@@ -268,7 +280,7 @@ def use(*, mode: str | None = None, **backends: str) -> Iterator[None]:
     calls inside raise UnsupportedKernel where the backend can't serve.
     """
     global _overrides
-    settings = Settings("use()", mode, tuple(backends.items()))
+    settings = Settings("use()", mode, tuple(backends.items()), checked)
     outside = _overrides
     _overrides = (settings, *outside)
     try:

@@ -1,0 +1,163 @@
+"""What the ops share that make a loss of each row: their arguments, and the way to one number."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from fasttrain_kernels import checks, dispatch
+from fasttrain_kernels.ops.cross_entropy.reference import IGNORED, INVALID, Terms
+
+REDUCTIONS = ("none", "mean", "sum")
+
+
+class LossOutput(NamedTuple):
+    """A loss and, where asked for, what else the same pass has found; without gradients."""
+
+    loss: Tensor  # () or, with reduction "none", the labels' shape
+    log_probs: (
+        Tensor | None
+    )  # the labels' shape: log-probability of each label in nats, 0 if ignored
+    entropy: Tensor | None  # the labels' shape: of each row's distribution in nats, 0 if ignored
+
+
+def check_options(
+    op: str,
+    labels: Tensor,
+    reduction: str,
+    num_items: Tensor | float | None,
+    terms: Terms,
+    token_weights: Tensor | None,
+) -> None:
+    """ValueError where an argument that these ops share can't be meant."""
+    checks.one_of(op, "reduction", reduction, REDUCTIONS)
+    if labels.is_floating_point() or labels.dtype == torch.bool or labels.is_complex():
+        raise ValueError(f"{op}: labels are {checks.short(labels.dtype)}; expected integers")
+    if num_items is not None and reduction != "mean":
+        raise ValueError(f'{op}: num_items divides a mean; reduction is "{reduction}"')
+    if isinstance(num_items, Tensor) and num_items.numel() != 1:
+        raise ValueError(f"{op}: num_items has {num_items.numel()} elements; expected one number")
+    if not 0 <= terms.label_smoothing <= 1:
+        raise ValueError(f"{op}: label_smoothing={terms.label_smoothing}; expected 0 to 1")
+    if terms.z_loss < 0:
+        raise ValueError(f"{op}: z_loss={terms.z_loss}; expected 0 or more")
+    if terms.softcap is not None and not terms.softcap > 0:
+        raise ValueError(f"{op}: softcap={terms.softcap}; expected more than 0, or None")
+    if token_weights is not None:
+        if token_weights.shape != labels.shape:
+            raise ValueError(
+                f"{op}: token_weights {tuple(token_weights.shape)} must have the shape of labels, "
+                f"{tuple(labels.shape)}"
+            )
+        if token_weights.requires_grad:
+            raise ValueError(f"{op}: token_weights want a gradient, and get none; detach them")
+
+
+def counting_rows(labels: Tensor, ignore_index: int) -> Tensor | None:
+    """The positions (S,) of labels (N,) that are not ignored; None: treat all alike.
+
+    Waits for a GPU once; where that can't be, in a graph that is traced or captured, it is None.
+    """
+    if torch.compiler.is_compiling():
+        return None
+    if labels.is_cuda and torch.cuda.is_current_stream_capturing():
+        return None
+    found = (labels != ignore_index).nonzero()[:, 0]
+    return None if found.shape[0] == labels.shape[0] else found
+
+
+def check_labels(
+    op: str, labels: Tensor, rows: Tensor | None, ignore_index: int, classes: int, targets: Tensor
+) -> None:
+    """ValueError that names the first label (S,) which is no class, where labels can be looked at:
+    on a CPU, and on a GPU, which has to be waited for, if `use(checked=True)` says so."""
+    if torch.compiler.is_compiling() or not (labels.device.type == "cpu" or dispatch.checked()):
+        return
+    bad = (targets == INVALID).nonzero()
+    if bad.shape[0] > 0:
+        place = int(bad[0])
+        position = place if rows is None else int(rows[place])
+        raise ValueError(
+            f"{op}: label {int(labels[place])} at position {position} is none of the {classes} "
+            f"classes, and not ignore_index={ignore_index}"
+        )
+
+
+def row_weights(
+    targets: Tensor,
+    token_weights: Tensor | None,
+    num_items: Tensor | float | None,
+    reduction: str,
+    dtype: torch.dtype,
+) -> tuple[Tensor, Tensor | None]:
+    """What the loss of each row is multiplied by (S,), and what their sum is divided by () or not.
+
+    The weight is 0 for an ignored row, NaN for one whose label is no class.
+    """
+    weights = torch.ones_like(targets, dtype=dtype)
+    if token_weights is not None:
+        weights = token_weights.to(dtype)
+    weights = torch.where(targets >= 0, weights, 0.0)
+    weights = torch.where(targets == INVALID, torch.nan, weights)
+    if reduction != "mean":
+        return weights, None
+    if num_items is None:
+        divisor = (targets != IGNORED).sum().to(dtype)
+    elif isinstance(num_items, Tensor):
+        divisor = num_items.detach().to(device=targets.device, dtype=dtype).reshape(())
+    else:
+        divisor = torch.full((), float(num_items), dtype=dtype, device=targets.device)
+    # Nothing to learn from is a loss of 0, not 0 / 0.
+    return weights, torch.where(divisor == 0, torch.ones_like(divisor), divisor)
+
+
+def reduced(losses: Tensor, weights: Tensor, divisor: Tensor | None, reduction: str) -> Tensor:
+    """The weighted losses (S,), or their sum or mean ()."""
+    weighted = losses * weights
+    if reduction == "none":
+        return weighted
+    total = weighted.sum(dtype=torch.float64)
+    return (total if divisor is None else total / divisor).to(losses.dtype)
+
+
+def scaled(gradient: Tensor, factor: Tensor) -> Tensor:
+    """gradient * factor: in place where the graph is let go, so that nobody asks for it again."""
+    if torch.compiler.is_compiling():
+        return gradient * factor
+    if factor.device.type == "cpu" and factor == 1:
+        return gradient
+    keeps_graph = torch._C._autograd._get_current_graph_task_keep_graph()
+    return gradient * factor if keeps_graph else gradient.mul_(factor)
+
+
+def spread(values: Tensor, rows: Tensor | None, count: int) -> Tensor:
+    """values (S,) of the rows that count, at their places among `count` zeros."""
+    if rows is None:
+        return values
+    return values.new_zeros(count).index_copy(0, rows, values)
+
+
+def packed(terms: Terms) -> tuple[float, float, float, float]:
+    """Terms as opaque ops take them: numbers only, softcap 0 for none."""
+    # Dynamo (2.13) can't hand one float symbol to two autograd functions: a sum is a new symbol.
+    return (
+        terms.scale + 0.0,
+        (terms.softcap or 0.0) + 0.0,
+        terms.label_smoothing + 0.0,
+        terms.z_loss + 0.0,
+    )
+
+
+def unpacked(terms: Sequence[float]) -> Terms:
+    """The inverse."""
+    scale, softcap, label_smoothing, z_loss = terms
+    return Terms(scale, softcap or None, label_smoothing, z_loss)
+
+
+def output(found: LossOutput, wants_log_probs: bool, wants_entropy: bool) -> Tensor | LossOutput:
+    """The loss alone, or with what was asked for."""
+    if not (wants_log_probs or wants_entropy):
+        return found.loss
+    log_probs = found.log_probs if wants_log_probs else None
+    return LossOutput(found.loss, log_probs, found.entropy if wants_entropy else None)

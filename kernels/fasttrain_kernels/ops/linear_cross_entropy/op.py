@@ -1,0 +1,441 @@
+"""The fused head as PyTorch sees it: two opaque ops, an autograd function, `linear_cross_entropy`.
+
+The backend is chosen inside the ops, where torch.compile doesn't look. The forward op returns the
+gradients too where it can (by rows); else the backward op makes them (by panels). It can where the
+loss is one number, so that all that is unknown is one factor.
+"""
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from fasttrain_kernels import checks, dispatch, losses
+from fasttrain_kernels.dispatch import AUTO, Candidate, Op
+from fasttrain_kernels.losses import LossOutput
+from fasttrain_kernels.ops.cross_entropy.reference import (
+    FIELDS,
+    Terms,
+    compute_dtype,
+    outcome,
+    targets_of,
+)
+from fasttrain_kernels.ops.linear_cross_entropy.reference import Head, Pair, Problem
+
+FOLDER = "fasttrain_kernels.ops.linear_cross_entropy"
+NAME = "linear_cross_entropy"
+
+CANDIDATES = (
+    Candidate("triton", f"{FOLDER}.triton_kernel", devices=("cuda",)),
+    Candidate("cuda", f"{FOLDER}.cuda_kernel", devices=("cuda",)),
+    Candidate("cpu", f"{FOLDER}.cpu_kernel", devices=("cpu",)),
+)
+
+
+def describe(
+    *,
+    device: torch.device | str,
+    dtype: torch.dtype,
+    classes: int,
+    weight_dtype: torch.dtype | None = None,
+) -> Problem:
+    """The problem of a head of `classes` classes whose products have operands of `dtype`."""
+    return Problem(torch.device(device), dtype, weight_dtype or dtype, classes)
+
+
+LINEAR_CROSS_ENTROPY = Op(
+    NAME,
+    candidates=CANDIDATES,
+    reference=f"{FOLDER}.reference",
+    self_test=f"{FOLDER}.self_test",
+    describe=describe,
+    example={"classes": 32000},
+)
+
+
+library = torch.library.Library("fasttrain", "FRAGMENT")
+# factors: left, right, left, right, ... of the pairs; terms: the four of Terms, softcap 0 for none.
+# gradients: as Head.tensors(), empty where not wanted; none at all where none is.
+library.define(
+    "linear_cross_entropy_forward(Tensor[] factors, Tensor? bias, Tensor? rows, Tensor targets, "
+    "Tensor coefficients, float[] terms, bool[] wanted, bool wants_entropy, ScalarType dtype, "
+    "str op, str backend) -> (Tensor statistics, Tensor[] gradients)"
+)
+library.define(
+    "linear_cross_entropy_backward(Tensor[] factors, Tensor? bias, Tensor? rows, Tensor targets, "
+    "Tensor coefficients, float[] terms, bool[] wanted, Tensor statistics, ScalarType dtype, "
+    "str op, str backend) -> Tensor[] gradients"
+)
+
+
+def _head(factors: Sequence[Tensor], bias: Tensor | None) -> Head:
+    return Head(tuple(map(Pair, factors[0::2], factors[1::2])), bias)
+
+
+def _kernel(head: Head, dtype: torch.dtype, op: str, backend: str) -> Any:
+    weight = head.pairs[0].right
+    problem = Problem(weight.device, dtype, weight.dtype, head.classes)
+    return dispatch.find(op).select(problem, backend)
+
+
+def _filled(gradients: Sequence[Tensor | None], like: Tensor) -> list[Tensor]:
+    """Lists of tensors know no None: what is not wanted is empty."""
+    return [like.new_empty(0) if gradient is None else gradient for gradient in gradients]
+
+
+def _forward(
+    factors: Sequence[Tensor],
+    bias: Tensor | None,
+    rows: Tensor | None,
+    targets: Tensor,
+    coefficients: Tensor,
+    terms: Sequence[float],
+    wanted: Sequence[bool],
+    wants_entropy: bool,
+    dtype: torch.dtype,
+    op: str,
+    backend: str,
+) -> tuple[Tensor, list[Tensor]]:
+    head = _head(factors, bias)
+    kernel = _kernel(head, dtype, op, backend)
+    statistics, gradients = kernel.forward(
+        head,
+        rows,
+        targets,
+        coefficients,
+        losses.unpacked(terms),
+        wants_entropy,
+        tuple(wanted),
+        dtype,
+    )
+    return statistics, _filled(gradients, coefficients)
+
+
+def _backward(
+    factors: Sequence[Tensor],
+    bias: Tensor | None,
+    rows: Tensor | None,
+    targets: Tensor,
+    coefficients: Tensor,
+    terms: Sequence[float],
+    wanted: Sequence[bool],
+    statistics: Tensor,
+    dtype: torch.dtype,
+    op: str,
+    backend: str,
+) -> list[Tensor]:
+    head = _head(factors, bias)
+    kernel = _kernel(head, dtype, op, backend)
+    gradients = kernel.backward(
+        head, rows, targets, coefficients, statistics, losses.unpacked(terms), tuple(wanted), dtype
+    )
+    return _filled(gradients, coefficients)
+
+
+def _gradients_fake(
+    factors: Sequence[Tensor], bias: Tensor | None, wanted: Sequence[bool], like: Tensor
+) -> list[Tensor]:
+    tensors = _head(factors, bias).tensors()
+    shaped = (
+        tensor.new_empty(tensor.shape) if wants and tensor is not None else None
+        for tensor, wants in zip(tensors, wanted, strict=True)
+    )
+    return _filled(tuple(shaped), like)
+
+
+def _forward_fake(
+    factors: Sequence[Tensor],
+    bias: Tensor | None,
+    rows: Tensor | None,
+    targets: Tensor,
+    coefficients: Tensor,
+    terms: Sequence[float],
+    wanted: Sequence[bool],
+    *options: Any,
+) -> tuple[Tensor, list[Tensor]]:
+    gradients = _gradients_fake(factors, bias, wanted, coefficients) if any(wanted) else []
+    return coefficients.new_empty(targets.shape[0], FIELDS), gradients
+
+
+def _backward_fake(
+    factors: Sequence[Tensor],
+    bias: Tensor | None,
+    rows: Tensor | None,
+    targets: Tensor,
+    coefficients: Tensor,
+    terms: Sequence[float],
+    wanted: Sequence[bool],
+    *options: Any,
+) -> list[Tensor]:
+    return _gradients_fake(factors, bias, wanted, coefficients)
+
+
+library.impl("linear_cross_entropy_forward", _forward, "CompositeExplicitAutograd")
+library.impl("linear_cross_entropy_backward", _backward, "CompositeExplicitAutograd")
+torch.library.register_fake("fasttrain::linear_cross_entropy_forward", _forward_fake, lib=library)
+torch.library.register_fake("fasttrain::linear_cross_entropy_backward", _backward_fake, lib=library)
+
+
+class Call(NamedTuple):
+    """What a call says beside its tensors."""
+
+    terms: tuple[float, float, float, float]
+    reduction: str
+    wants_entropy: bool
+    differentiable: bool  # whether gradients are recorded
+    by_panels: bool  # whether the backward pass makes them
+    dtype: torch.dtype  # of the products' operands
+    op: str  # whose settings choose the backend
+    backend: str
+
+
+class _LinearCrossEntropy(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        call: Call,
+        targets: Tensor,
+        rows: Tensor | None,
+        token_weights: Tensor | None,
+        num_items: Tensor | float | None,
+        bias: Tensor | None,
+        *factors: Tensor,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        dtype = compute_dtype(factors[0].dtype)
+        weights, divisor = losses.row_weights(
+            targets, token_weights, num_items, call.reduction, dtype
+        )
+        wanted = [*ctx.needs_input_grad[6:], ctx.needs_input_grad[5]]  # factors, bias
+        now = call.differentiable and not call.by_panels
+        statistics, gradients = torch.ops.fasttrain.linear_cross_entropy_forward(
+            factors,
+            bias,
+            rows,
+            targets,
+            weights,
+            call.terms,
+            wanted if now else [False] * len(wanted),
+            call.wants_entropy,
+            call.dtype,
+            call.op,
+            call.backend,
+        )
+        ctx.call, ctx.wanted = call, wanted
+        if call.by_panels:
+            ctx.save_for_backward(divisor, targets, weights, statistics, rows, bias, *factors)
+        else:
+            ctx.save_for_backward(divisor, *gradients)
+        found = outcome(statistics, targets, losses.unpacked(call.terms), factors[1].shape[0])
+        loss = losses.reduced(found.losses, weights, divisor, call.reduction)
+        ctx.mark_non_differentiable(found.log_probs, found.entropy)
+        ctx.set_materialize_grads(False)
+        return loss, found.log_probs, found.entropy
+
+    @staticmethod
+    def backward(ctx: Any, dloss: Tensor | None, *unused: None) -> tuple[Tensor | None, ...]:
+        if torch.is_grad_enabled() and not torch.compiler.is_compiling():
+            raise RuntimeError(f"{ctx.call.op} is differentiable once: no create_graph=True")
+        if dloss is None:
+            return (None,) * (5 + len(ctx.wanted))
+        divisor, *saved = ctx.saved_tensors
+        # The division waits until here: a gradient a thousandth as large underflows in float16.
+        factor = dloss if divisor is None else dloss / divisor
+        if ctx.call.by_panels:
+            found = _backward_by_panels(ctx.call, ctx.wanted, factor, saved)
+        else:
+            found = [losses.scaled(gradient, factor) for gradient in saved]
+        found = [grad if wants else None for grad, wants in zip(found, ctx.wanted, strict=True)]
+        return (None, None, None, None, None, found[-1], *found[:-1])
+
+
+def _backward_by_panels(
+    call: Call, wanted: list[bool], factor: Tensor, saved: list[Any]
+) -> list[Any]:
+    targets, weights, statistics, rows, bias, *factors = saved
+    found: list[Any] = torch.ops.fasttrain.linear_cross_entropy_backward(
+        factors,
+        bias,
+        rows,
+        targets,
+        weights * factor,
+        call.terms,
+        wanted,
+        statistics,
+        call.dtype,
+        call.op,
+        call.backend,
+    )
+    return found
+
+
+def fused(
+    op: str,
+    hidden: Tensor,
+    weight: Tensor,
+    labels: Tensor,
+    *,
+    rows: Tensor | None,
+    bias: Tensor | None,
+    adapter: tuple[Tensor, Tensor] | None,
+    ignore_index: int,
+    reduction: str,
+    num_items: Tensor | float | None,
+    terms: Terms,
+    token_weights: Tensor | None,
+    wants_entropy: bool,
+    recompute: bool | None,
+    backend: str,
+) -> LossOutput:
+    """What the public functions share; `op` is the one whose name stands in errors and settings."""
+    factors = [hidden, weight, *(adapter or ())]
+    check_shapes(op, factors, bias, labels, rows)
+    losses.check_options(op, labels, reduction, num_items, terms, token_weights)
+    dtype = product_dtype(op, factors, bias)
+    shape, labels = labels.shape, labels.reshape(-1)
+    factors = [factors[0].flatten(0, -2), weight, *factors[2:]]
+    if adapter is not None:
+        factors[2] = factors[2].flatten(0, -2)
+    if token_weights is not None:
+        token_weights = token_weights.reshape(-1)
+    if rows is None:
+        rows = losses.counting_rows(labels, ignore_index)
+    count = labels.numel()
+    if rows is not None:
+        labels = labels.index_select(0, rows)
+        token_weights = None if token_weights is None else token_weights.index_select(0, rows)
+    targets = targets_of(labels, ignore_index, weight.shape[0])
+    losses.check_labels(op, labels, rows, ignore_index, weight.shape[0], targets)
+    if recompute is None:
+        recompute = weight.device.type == "cpu" and weight.dtype in (torch.bfloat16, torch.float16)
+    call = Call(
+        losses.packed(terms),
+        reduction,
+        wants_entropy,
+        torch.is_grad_enabled(),
+        recompute or reduction == "none",
+        dtype,
+        op,
+        backend,
+    )
+    loss, log_probs, entropy = _LinearCrossEntropy.apply(
+        call, targets, rows, token_weights, num_items, bias, *factors
+    )
+    per_row = (losses.spread(x, rows, count).view(shape) for x in (log_probs, entropy))
+    if reduction == "none":
+        loss = losses.spread(loss, rows, count).view(shape)
+    return LossOutput(loss, *per_row)
+
+
+def check_shapes(
+    op: str, factors: Sequence[Tensor], bias: Tensor | None, labels: Tensor, rows: Tensor | None
+) -> None:
+    """ValueError where the tensors don't fit each other."""
+    hidden, weight = factors[:2]
+    named = {"hidden": hidden, "weight": weight}
+    if len(factors) == 4:
+        named |= {"adapter's inner": factors[2], "adapter's outer": factors[3]}
+    names = list(named)
+    for left, right in zip(names[0::2], names[1::2], strict=True):
+        one, other = named[left], named[right]
+        fits = one.dim() > 1 and other.dim() == 2 and one.shape[-1] == other.shape[1] > 0
+        if not fits or other.shape[0] != weight.shape[0] or weight.shape[0] == 0:
+            raise ValueError(
+                f"{op}: {right} {tuple(other.shape)} must be (V, K) for {left} (..., K) with V, K "
+                f"> 0; {left} is {tuple(one.shape)}, weight {tuple(weight.shape)}"
+            )
+        if one.shape[:-1] != labels.shape:
+            raise ValueError(
+                f"{op}: labels {tuple(labels.shape)} must have the shape of {left} without its "
+                f"last dimension; {left} is {tuple(one.shape)}"
+            )
+    if bias is not None and bias.shape != weight.shape[:1]:
+        raise ValueError(f"{op}: bias {tuple(bias.shape)} must be ({weight.shape[0]},)")
+    if rows is not None and (rows.dim() != 1 or rows.dtype != torch.int64):
+        raise ValueError(
+            f"{op}: rows {tuple(rows.shape)} of {checks.short(rows.dtype)} must be (S,) of int64"
+        )
+    checks.floating(op, **named, bias=bias)
+    checks.same_device(op, **named, bias=bias, labels=labels, rows=rows)
+
+
+def product_dtype(op: str, factors: Sequence[Tensor], bias: Tensor | None) -> torch.dtype:
+    """The dtype of the products' operands: the tensors' own, or autocast's, as F.linear has it."""
+    found = {tensor.dtype for tensor in (*factors, bias) if tensor is not None}
+    device = factors[0].device.type
+    if torch.is_autocast_enabled(device) and torch.float64 not in found:
+        return torch.get_autocast_dtype(device)
+    if len(found) > 1:
+        listed = ", ".join(sorted(map(checks.short, found)))
+        raise ValueError(f"{op}: tensors of several dtypes ({listed}); cast them, or use autocast")
+    return factors[0].dtype
+
+
+def linear_cross_entropy(
+    hidden: Tensor,
+    weight: Tensor,
+    labels: Tensor,
+    *,
+    rows: Tensor | None = None,
+    bias: Tensor | None = None,
+    adapter: tuple[Tensor, Tensor] | None = None,
+    ignore_index: int = -100,
+    reduction: str = "mean",
+    num_items: Tensor | float | None = None,
+    label_smoothing: float = 0.0,
+    z_loss: float = 0.0,
+    scale: float = 1.0,
+    softcap: float | None = None,
+    token_weights: Tensor | None = None,
+    return_log_probs: bool = False,
+    return_entropy: bool = False,
+    recompute: bool | None = None,
+    backend: str = AUTO,
+) -> Tensor | LossOutput:
+    """Cross-entropy, in nats, of the logits hidden @ weight.T, which never all exist.
+
+    hidden (..., H), weight (V, H), labels (...) integers. The logits are softcap(scale * (hidden @
+    weight.T + bias + inner @ outer.T)): bias (V,); adapter = inner (..., R) and outer (V, R), a
+    low-rank addition to the layer; softcap(x) = softcap * tanh(x / softcap). The loss is float32
+    (float64 for float64), () or, with reduction "none", of the shape of labels, 0 where ignored.
+
+    rows: (S,) int64, the positions (of the flattened labels) that count, each at most once. Given
+    them, nothing waits for the device. Without them they are looked for, which on a GPU waits once;
+    in a compiled graph, or one that is being captured, every position is computed instead.
+    reduction "mean" divides by num_items (a number, or a tensor of one), by default the number of
+    labels that count. Where nothing counts the loss is 0.
+    label_smoothing, z_loss: see ops/cross_entropy/reference.py. token_weights (...): what each loss
+    is multiplied by; they get no gradient.
+    return_log_probs, return_entropy: return a LossOutput with them, without gradients.
+    recompute: True makes the logits twice, rather than gradients in the forward pass: 4/3 of the
+    FLOPs, the least memory. None: only where it must be (reduction "none"), and on a CPU for 16-bit
+    weights, whose gradient would be added up in a float32 copy.
+
+    A label that is neither a class nor ignore_index is a ValueError on a CPU, and on a GPU inside
+    `use(checked=True)`. Elsewhere, and in compiled graphs, it makes loss and gradients NaN.
+
+    Under autocast, products have operands of autocast's dtype on a GPU. On a CPU operands are
+    always widened to float32. Gradients are added up in float32, and rounded once, or twice where
+    the loss is scaled. Bitwise repeatable. Differentiable once.
+
+    Raises ValueError for shapes, dtypes, devices and options that don't fit, UnsupportedKernel
+    where the backend asked for can't serve.
+    """
+    found = fused(
+        NAME,
+        hidden,
+        weight,
+        labels,
+        rows=rows,
+        bias=bias,
+        adapter=adapter,
+        ignore_index=ignore_index,
+        reduction=reduction,
+        num_items=num_items,
+        terms=Terms(scale, softcap, label_smoothing, z_loss),
+        token_weights=token_weights,
+        wants_entropy=return_entropy,
+        recompute=recompute,
+        backend=backend,
+    )
+    return losses.output(found, return_log_probs, return_entropy)
