@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 from collections import defaultdict
-from collections.abc import Callable
-from dataclasses import asdict
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING
 
 from fasttrain_kernels.dispatch import Choice, choose
@@ -18,13 +18,35 @@ from fasttrain.core.batch import BatchProfile
 from fasttrain.core.events import Callback
 from fasttrain.core.interfaces import LanguageModel
 from fasttrain.core.kernel_plan import KernelPlan, KernelRow, KernelSite
-from fasttrain.model.transforms.sites import NormSite, NotASite, find_rms_norms
+from fasttrain.model.transforms.sites import (
+    HeadSite,
+    NormSite,
+    NotASite,
+    find_heads,
+    find_rms_norms,
+)
 from fasttrain.runtime.files import write_atomically
 
 if TYPE_CHECKING:
     from fasttrain.core.run import Run
 
-AUTO, EAGER, RMS_NORM = "auto", "eager", "rms_norm"
+AUTO, EAGER = "auto", "eager"
+Site = NormSite | HeadSite
+
+
+@dataclass(frozen=True)
+class Search:
+    """How the sites of one op are found, and what they are called."""
+
+    op: str
+    what: str
+    find: Callable[[nn.Module], tuple[Sequence[Site], Sequence[NotASite]]]
+
+
+SEARCHES = (
+    Search(NormSite.op, "RMS norm", find_rms_norms),
+    Search(HeadSite.op, "output layer to fuse with the loss", find_heads),
+)
 
 
 class KernelSelection(Callback):
@@ -62,51 +84,62 @@ def select_kernels(
     UserError where a backend that was asked for by name can't serve, or has no site to serve, and
     where `kernels.mode: strict` meets anything but the first choice.
     """
-    decided = decided or KernelPlan()
-    taken = {site.path for site in decided.sites}
-    sites, others = find_rms_norms(model)
-    sites = [site for site in sites if site.path not in taken]
-    if not sites and config.rms_norm not in (AUTO, EAGER) and not taken:
-        raise _no_site(config.rms_norm, others)
-    groups: dict[Choice, list[NormSite]] = defaultdict(list)
+    plan = decided or KernelPlan()
+    taken = {site.path for site in plan.sites}
+    for search in SEARCHES:
+        found = _select(search, model, profile, config, taken)
+        plan = KernelPlan((*plan.sites, *found.sites), (*plan.rows, *found.rows))
+    return plan
+
+
+def _select(
+    search: Search,
+    model: nn.Module,
+    profile: BatchProfile,
+    config: KernelsConfig,
+    taken: set[str],
+) -> KernelPlan:
+    """Sites and rows of one op; sites that are `taken` are somebody else's."""
+    every_site, others = search.find(model)
+    sites = [site for site in every_site if site.path not in taken]
+    requested = getattr(config, search.op)
+    if not every_site and requested not in (AUTO, EAGER):
+        raise _no_site(search, requested, others)
+    groups: dict[Choice, list[Site]] = defaultdict(list)
     for site in sites:
-        groups[_choose(site, profile, config)].append(site)
+        groups[_choose(site, requested, profile, config)].append(site)
     chosen = [
-        KernelSite(site.path, RMS_NORM, choice.backend)
+        KernelSite(site.path, search.op, choice.backend)
         for choice, group in groups.items()
         for site in group
     ]
-    found = len(sites)
-    rows = [_row(choice, len(group), found) for choice, group in groups.items()]
-    if not sites:
-        rows.append(KernelRow(RMS_NORM, 0, 0, EAGER, "the model has no RMS norm"))
-    rows += _unmatched_rows(others)
-    return KernelPlan((*decided.sites, *chosen), (*decided.rows, *rows))
+    rows = [_row(choice, len(group), len(sites)) for choice, group in groups.items()]
+    if not sites and not others:
+        rows.append(KernelRow(search.op, 0, 0, EAGER, f"the model has no {search.what}"))
+    return KernelPlan(tuple(chosen), (*rows, *_unmatched_rows(search.op, others)))
 
 
-def _choose(site: NormSite, profile: BatchProfile, config: KernelsConfig) -> Choice:
+def _choose(site: Site, requested: str, profile: BatchProfile, config: KernelsConfig) -> Choice:
     try:
         return choose(
-            RMS_NORM,
-            requested=config.rms_norm,
+            site.op,
+            requested=requested,
             mode=config.mode,
             source="the config",
             device=profile.device,
             dtype=profile.dtype,
-            width=site.width,
-            weight_dtype=site.weight_dtype,
-            style=site.style,
+            **site.facts,
         )
     except ValueError as error:  # UnsupportedKernel, or settings that contradict each other
-        raise UserError(Problem(key=f"kernels.{RMS_NORM}", what=f"{error}.")) from error
+        raise UserError(Problem(key=f"kernels.{site.op}", what=f"{error}.")) from error
 
 
-def _no_site(backend: str, others: list[NotASite]) -> UserError:
+def _no_site(search: Search, backend: str, others: Sequence[NotASite]) -> UserError:
     looks = f" ({others[0].path} looks like one, but {others[0].reason})" if others else ""
     return UserError(
         Problem(
-            key=f"kernels.{RMS_NORM}",
-            what=f"'{backend}' was asked for, and the model has no RMS norm{looks}.",
+            key=f"kernels.{search.op}",
+            what=f"'{backend}' was asked for, and the model has no {search.what}{looks}.",
             hint="Leave the key out.",
         )
     )
@@ -114,7 +147,7 @@ def _no_site(backend: str, others: list[NotASite]) -> UserError:
 
 def _row(choice: Choice, matched: int, found: int) -> KernelRow:
     return KernelRow(
-        op=RMS_NORM,
+        op=choice.op,
         sites_matched=matched,
         sites_found=found,
         chosen=choice.backend,
@@ -125,12 +158,12 @@ def _row(choice: Choice, matched: int, found: int) -> KernelRow:
     )
 
 
-def _unmatched_rows(others: list[NotASite]) -> list[KernelRow]:
-    """A row for each reason why a module that looks like an RMS norm is left alone."""
+def _unmatched_rows(op: str, others: Sequence[NotASite]) -> list[KernelRow]:
+    """A row for each reason why a module that looks like a site is left alone."""
     paths: dict[str, list[str]] = defaultdict(list)
     for other in others:
         paths[other.reason].append(other.path)
     return [
-        KernelRow(RMS_NORM, 0, len(names), EAGER, f"left alone, {reason} (such as {names[0]})")
+        KernelRow(op, 0, len(names), EAGER, f"left alone, {reason} (such as {names[0]})")
         for reason, names in paths.items()
     ]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from itertools import product
-from typing import Any
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +18,42 @@ SOFTCAP_NAMES = ("final_logit_softcapping", "logits_soft_cap", "softcap")
 TOLERANCE = {torch.bfloat16: 2e-2, torch.float16: 2e-3}
 
 
+class LinearParts(NamedTuple):
+    """An output layer as data: hidden @ weight.T + bias + inner @ outer.T."""
+
+    weight: Tensor  # (V, H)
+    bias: Tensor | None  # (V,)
+    adapter: (
+        tuple[Tensor, Tensor] | None
+    )  # inner (N, R) for the hidden states at hand, outer (V, R)
+
+
+class LayerReader(Protocol):
+    """Takes an output layer apart."""
+
+    def why_not(self, layer: nn.Module) -> str | None:
+        """The reason why what `layer` computes is more than its parts say, or None."""
+
+    def parts(self, layer: nn.Module, hidden: Tensor) -> LinearParts:
+        """Its parts for hidden (N, H)."""
+
+
+class PlainLinear:
+    """Reads the layer that transformers ends a model with."""
+
+    def why_not(self, layer: nn.Module) -> str | None:
+        name = type(layer).__name__
+        if not isinstance(layer, nn.Linear) or type(layer).forward is not nn.Linear.forward:
+            return f"{name} is not a plain linear layer"
+        if "forward" in vars(layer) or layer._forward_hooks or layer._forward_pre_hooks:
+            return f"{name}: hooks or a patch change what it computes"
+        return None
+
+    def parts(self, layer: nn.Module, hidden: Tensor) -> LinearParts:
+        assert isinstance(layer, nn.Linear)
+        return LinearParts(layer.weight, layer.bias, None)
+
+
 class Head:
     """logits = cap(scale · (hidden @ weight.T + bias)), with cap(x) = softcap · tanh(x / softcap).
 
@@ -29,6 +65,15 @@ class Head:
         self._causal_lm = causal_lm
         self.scale = scale
         self.softcap = softcap
+        self.reader: LayerReader = PlainLinear()
+
+    def why_not_fused(self) -> str | None:
+        """The reason why a fused loss can't stand in for the layer, or None."""
+        return self.reader.why_not(self.layer)
+
+    def parts(self, hidden: Tensor) -> LinearParts:
+        """The layer as data, for hidden (N, H); right where why_not_fused() is None."""
+        return self.reader.parts(self.layer, hidden)
 
     @property
     def layer(self) -> nn.Module:

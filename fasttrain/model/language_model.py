@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -11,6 +12,7 @@ from typing import Any, Literal, Protocol
 
 import torch
 import torch.nn.functional as F
+from fasttrain_kernels import linear_cross_entropy
 from torch import Tensor, nn
 from transformers import GenerationConfig, PreTrainedModel
 
@@ -61,6 +63,8 @@ class HFLanguageModel(LanguageModel):
         self.head = head
         self.source = source
         self.adapters: Adapters | None = None
+        self.loss_backend: str | None = None
+        """Of fasttrain_kernels.linear_cross_entropy; None: the loss is made of logits."""
         self._rope_limit = rope_limit(causal_lm.config.get_text_config())
         self.longest_document = learnt_positions(causal_lm)
 
@@ -81,9 +85,34 @@ class HFLanguageModel(LanguageModel):
         hidden = self._hidden_states(batch)  # (T, H)
         if output == "logits":
             return self.head.logits(hidden)
+        reduction = "sum" if output == "loss_sum" else "none"
+        if self.loss_backend is not None:
+            reason = self.head.why_not_fused()
+            if reason is None:
+                return self._fused_losses(hidden, batch, reduction, self.loss_backend)
+            warnings.warn(f"the loss is made of logits from here on: {reason}", stacklevel=2)
+            self.loss_backend = None
         logits = self.head.logits(hidden.index_select(0, batch.supervised_index))  # (S, V)
         labels = batch.labels.index_select(0, batch.supervised_index)
-        return F.cross_entropy(logits, labels, reduction="sum" if output == "loss_sum" else "none")
+        return F.cross_entropy(logits, labels, reduction=reduction)
+
+    def _fused_losses(self, hidden: Tensor, batch: Batch, reduction: str, backend: str) -> Tensor:
+        """The same, without logits: () or (S,)."""
+        weight, bias, adapter = self.head.parts(hidden)
+        losses = linear_cross_entropy(
+            hidden,
+            weight,
+            batch.labels,
+            rows=batch.supervised_index,
+            bias=bias,
+            adapter=adapter,
+            reduction=reduction,
+            scale=self.head.scale,
+            softcap=self.head.softcap,
+            backend=backend,
+        )
+        assert isinstance(losses, Tensor)
+        return losses if reduction == "sum" else losses.index_select(0, batch.supervised_index)
 
     def _hidden_states(self, batch: Batch) -> Tensor:
         way = padded if self.separation.kind == "padded" else packed_attention

@@ -43,17 +43,17 @@ def test_auto_on_a_cpu(make):
         "model.layers.0.input_layernorm",
         "model.layers.0.post_attention_layernorm",
     ]
-    [row] = plan.rows
+    row = plan.rows[0]
     assert (row.op, row.sites_matched, row.sites_found, row.chosen) == ("rms_norm", 5, 5, "cpu")
     assert row.reason == "first choice on cpu"
     assert dict(row.rejected)["triton"]
 
 
 def test_eager_leaves_every_site_untouched():
-    for options in ({"mode": "eager"}, {"rms_norm": "eager"}):
-        plan = select(skeleton(), **options)
+    for options in ({"mode": "eager"}, {"rms_norm": "eager", "linear_cross_entropy": "eager"}):
+        plan = select(language_model(), **options)
         assert {site.backend for site in plan.sites} == {"eager"}
-        assert [row.chosen for row in plan.rows] == ["eager"]
+        assert [row.chosen for row in plan.rows] == ["eager", "eager"]
 
 
 def test_a_backend_that_cannot_serve_is_an_error_by_name_only():
@@ -85,7 +85,7 @@ def test_the_environment_goes_first(monkeypatch):
 def test_a_model_without_sites():
     plan = select(skeleton("gpt2"))
     assert plan.sites == ()
-    assert plan.rows == (KernelRow("rms_norm", 0, 0, "eager", "the model has no RMS norm"),)
+    assert plan.rows[0] == KernelRow("rms_norm", 0, 0, "eager", "the model has no RMS norm")
     with pytest.raises(UserError, match="'cpu' was asked for, and the model has no RMS norm"):
         select(skeleton("gpt2"), rms_norm="cpu")
     select(skeleton("gpt2"), mode="strict")
@@ -94,7 +94,7 @@ def test_a_model_without_sites():
 def test_look_alikes_are_rows_too():
     plan = select(skeleton("cohere2"))
     assert plan.sites == ()
-    row = plan.rows[-1]
+    row = plan.rows[0]
     assert (row.sites_matched, row.chosen) == (0, "eager")
     assert "Cohere2LayerNorm: it computes something else than an RMS norm" in row.reason
     assert "model.layers.0.input_layernorm" in row.reason
@@ -105,7 +105,32 @@ def test_each_kind_of_site_is_decided_for_itself():
     model = nn.Sequential(nn.RMSNorm(8, eps=1e-6), nn.RMSNorm(8, eps=1e-6, dtype=torch.float16))
     plan = select(model)
     assert [(site.path, site.backend) for site in plan.sites] == [("0", "cpu"), ("1", "eager")]
-    assert [(row.sites_matched, row.sites_found) for row in plan.rows] == [(1, 2), (1, 2)]
+    norms = [row for row in plan.rows if row.op == "rms_norm"]
+    assert [(row.sites_matched, row.sites_found) for row in norms] == [(1, 2), (1, 2)]
+
+
+@needs_cpu_kernel
+def test_the_head_and_its_loss_are_a_site():
+    model = language_model()
+    plan = select(model)
+    assert plan.sites[-1] == KernelSite("causal_lm.lm_head", "linear_cross_entropy", "cpu")
+    row = plan.rows[-1]
+    assert (row.op, row.sites_matched, row.sites_found) == ("linear_cross_entropy", 1, 1)
+    assert select(model, linear_cross_entropy="eager").sites[-1].backend == "eager"
+    for backend in ("triton", "cuda"):
+        with pytest.raises(UserError, match=r"^kernels\.linear_cross_entropy: .*can't serve"):
+            select(model, linear_cross_entropy=backend)
+
+
+def test_a_head_that_is_more_than_a_linear_layer_stays_eager():
+    model = language_model()
+    model.head.layer.register_forward_hook(lambda _module, _args, logits: logits * 2)
+    row = select(model).rows[-1]
+    assert (row.op, row.sites_matched, row.chosen) == ("linear_cross_entropy", 0, "eager")
+    assert "hooks or a patch change what it computes" in row.reason
+    assert "causal_lm.lm_head" in row.reason
+    with pytest.raises(UserError, match="no output layer to fuse with the loss .*lm_head looks"):
+        select(model, linear_cross_entropy="cpu")
 
 
 # --- the callback -------------------------------------------------------------------------------
@@ -135,7 +160,7 @@ def through_hooks(run, model, innermost=lambda model, profile: KernelPlan()):
 def test_the_decisions_are_written_down(tmp_path):
     plan = through_hooks(run_in(tmp_path), language_model())
     written = json.loads((tmp_path / "kernels.json").read_text())
-    assert len(written["sites"]) == 5
+    assert len(written["sites"]) == 6
     assert written["sites"][0]["path"] == "causal_lm.model.layers.0.input_layernorm"
     assert written["rows"][0]["chosen"] == plan.rows[0].chosen
     assert set(written["rows"][0]) >= {"op", "reason", "rejected", "sites_matched", "sites_found"}
@@ -157,4 +182,4 @@ def test_what_a_wrapper_further_in_decided_stays(tmp_path):
     assert plan.sites[0] == site
     assert plan.rows[0] == row
     assert [s.path for s in plan.sites].count("causal_lm.model.norm") == 1
-    assert len(plan.sites) == 5
+    assert len(plan.sites) == 6

@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from fasttrain.config.schema.model import KernelsTransformConfig
 from fasttrain.core.interfaces import LanguageModel, Transform
 from fasttrain.core.kernel_plan import KernelPlan
-from fasttrain.model.transforms.sites import NormSite, find_rms_norms
+from fasttrain.model.language_model import HFLanguageModel
+from fasttrain.model.transforms.sites import HeadSite, NormSite, find_heads, find_rms_norms
 
 EAGER = "eager"
 
@@ -27,10 +28,21 @@ class KernelsTransform(Transform):
         served = [site for site in plan.sites if site.backend != EAGER]
         if served:
             norms = {site.path: site for site in find_rms_norms(model)[0]}
+            heads = {site.path for site in find_heads(model)[0]}
             for site in served:
-                assert site.op == "rms_norm" and site.path in norms, f"{site} is not in the model"
-                put_rms_norm(model.get_submodule(site.path), norms[site.path], site.backend)
+                if site.op == HeadSite.op and site.path in heads:
+                    put_fused_loss(model, site.backend)
+                else:
+                    found = site.op == NormSite.op and site.path in norms
+                    assert found, f"{site} is not in the model"
+                    put_rms_norm(model.get_submodule(site.path), norms[site.path], site.backend)
         return model
+
+
+def put_fused_loss(model: nn.Module, backend: str) -> None:
+    """Make this model's losses fasttrain_kernels.linear_cross_entropy on `backend`."""
+    assert isinstance(model, HFLanguageModel)
+    model.loss_backend = backend
 
 
 def put_rms_norm(module: nn.Module, site: NormSite, backend: str) -> None:
@@ -50,6 +62,8 @@ def put_rms_norm(module: nn.Module, site: NormSite, backend: str) -> None:
 
 def revert(model: nn.Module) -> None:
     """Take every kernel out again."""
+    if isinstance(model, HFLanguageModel):
+        model.loss_backend = None
     for module in model.modules():
         if getattr(vars(module).get("forward"), "is_fasttrain_kernel", False):
             del module.forward

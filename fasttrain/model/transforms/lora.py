@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from safetensors.torch import load_file
+from torch import Tensor
 from transformers import PreTrainedModel
 
 from fasttrain.config.errors import Problem, UserError
@@ -20,6 +21,7 @@ from fasttrain.config.schema.model import LoraConfig
 from fasttrain.core.interfaces import LanguageModel, Transform
 from fasttrain.core.kernel_plan import KernelPlan
 from fasttrain.model.export import cast
+from fasttrain.model.head import LinearParts, PlainLinear
 from fasttrain.model.language_model import HFLanguageModel
 from fasttrain.model.names import did_you_mean, listed
 from fasttrain.model.quiet import quiet_transformers
@@ -60,6 +62,8 @@ class LoraTransform(Transform):
         if self.config.adapter_path is not None:
             load_adapters(peft, adapters.peft_model, Path(self.config.adapter_path).expanduser())
         model.adapters = adapters
+        if hasattr(model.head.layer, "lora_A"):
+            model.head.reader = AdaptedLinear()
         return model
 
     def _new_config(self, peft: Any, causal_lm: PreTrainedModel) -> Any:
@@ -111,6 +115,35 @@ class LoraAdapters:
         config = self.peft_model.peft_config["default"]
         layers = sum(1 for module in self.peft_model.modules() if hasattr(module, "lora_A"))
         return f"lora r={config.r} alpha={config.lora_alpha:g} on {layers} layers"
+
+
+class AdaptedLinear:
+    """Reads an output layer that has adapters: inner = scaling · A dropout(hidden), outer = B."""
+
+    def why_not(self, layer: Any) -> str | None:
+        reason = PlainLinear().why_not(layer.base_layer)
+        if reason is not None:
+            return reason
+        if "forward" in vars(layer) or layer._forward_hooks or layer._forward_pre_hooks:
+            return "hooks or a patch change what its adapters compute"
+        if layer.merged or layer.lora_variant or any(layer.lora_bias.values()):
+            return "its adapters are merged, or more than a product of two matrices"
+        return None
+
+    def parts(self, layer: Any, hidden: Tensor) -> LinearParts:
+        base = layer.base_layer
+        names = [name for name in layer.active_adapters if name in layer.lora_A]
+        if layer.disable_adapters or not names:
+            return LinearParts(base.weight, base.bias, None)
+        inner, outer = [], []
+        for name in names:
+            down, up = layer.lora_A[name], layer.lora_B[name]
+            dropped = layer.lora_dropout[name](hidden.to(down.weight.dtype))
+            inner.append(down(dropped) * layer.scaling[name])
+            outer.append(up.weight)
+        # Adapters may be of float32 where the layer is of bfloat16: as peft's result, so the sum.
+        adapter = (torch.cat(inner, 1).to(hidden.dtype), torch.cat(outer, 1).to(base.weight.dtype))
+        return LinearParts(base.weight, base.bias, adapter)
 
 
 def import_peft() -> Any:

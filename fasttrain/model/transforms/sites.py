@@ -11,10 +11,13 @@ import copy
 import inspect
 import warnings
 from dataclasses import dataclass
+from typing import Any, ClassVar
 
 import torch
 from fasttrain_kernels.ops.rms_norm import reference
 from torch import Tensor, nn
+
+from fasttrain.model.language_model import HFLanguageModel
 
 EPSILON_NAMES = ("variance_epsilon", "eps", "epsilon")
 
@@ -33,19 +36,52 @@ ROW_SCALES = (1.0, 30.0, 1e-3, 1e-4)  # the small ones show where epsilon is add
 class NormSite:
     """An RMS norm: y = x / sqrt(mean(x²) + eps) · weight, as fasttrain_kernels.rms_norm has it."""
 
+    op: ClassVar[str] = "rms_norm"
     path: str
     width: int
     eps: float
     style: str
     weight_dtype: torch.dtype
 
+    @property
+    def facts(self) -> dict[str, Any]:
+        """What a choice of backend follows from, beside device and dtype."""
+        return {"width": self.width, "weight_dtype": self.weight_dtype, "style": self.style}
+
+
+@dataclass(frozen=True)
+class HeadSite:
+    """An output layer, a linear map to logits, and the loss of them."""
+
+    op: ClassVar[str] = "linear_cross_entropy"
+    path: str
+    classes: int
+    weight_dtype: torch.dtype
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        return {"classes": self.classes, "weight_dtype": self.weight_dtype}
+
 
 @dataclass(frozen=True)
 class NotASite:
-    """A module that has the structure of an RMS norm and is none, or none that can be replaced."""
+    """A module that has the structure of a site and is none, or none that can be replaced."""
 
     path: str
     reason: str
+
+
+def find_heads(model: nn.Module) -> tuple[list[HeadSite], list[NotASite]]:
+    """The output layer of a language model whose head is known, if a fused loss can stand in for it
+    and for what follows."""
+    if not isinstance(model, HFLanguageModel):
+        return [], []
+    layer, weight = model.head.layer, model.head.weight
+    path = next(name for name, module in model.named_modules() if module is layer)
+    reason = model.head.why_not_fused()
+    if reason is not None:
+        return [], [NotASite(path, reason)]
+    return [HeadSite(path, weight.shape[0], weight.dtype)], []
 
 
 def find_rms_norms(model: nn.Module) -> tuple[list[NormSite], list[NotASite]]:
