@@ -60,6 +60,12 @@ CONTENDERS = {
             "auto",
         ),
         Contender(
+            "fasttrain-logits",
+            "fasttrain, packed, its kernels but for the head, which makes logits",
+            "with_fasttrain.py",
+            "logits",
+        ),
+        Contender(
             "fasttrain-eager",
             "fasttrain, packed, no kernels",
             "with_fasttrain.py",

@@ -25,7 +25,8 @@ from results import results_path, write_section
 from summary import ratios, summarise, table
 from workload import ROOT, WORK, WORKLOADS
 
-LOSS_CHECKED = ("fasttrain", "fasttrain-eager")  # against reference.py, in the first round
+# Whose first step is held against reference.py, in the first round.
+LOSS_CHECKED = ("fasttrain", "fasttrain-logits", "fasttrain-eager")
 TAIL = 3000  # characters of a failed contender's output that are shown
 PATIENCE = 3600  # seconds that one contender may take
 
