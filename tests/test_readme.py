@@ -73,6 +73,15 @@ def test_from_python(workspace):
 def test_kernels_alone(monkeypatch):
     monkeypatch.delenv("FASTTRAIN_KERNELS", raising=False)
     [block] = blocks(ROOT / "kernels/README.md", "python")
-    names = {"x": torch.randn(4, 64), "weight": torch.ones(64), "hidden": torch.randn(4, 64)}
+    names = {
+        "x": torch.randn(4, 64),
+        "weight": torch.ones(64),
+        "hidden": torch.randn(4, 64),
+        "head": torch.randn(100, 64),
+        "labels": torch.tensor([3, 99, -100, 0]),
+    }
     exec(dedent(block.text), names)
     assert names["y"].shape == (4, 64)
+    normed = torch.nn.functional.rms_norm(names["x"] + names["hidden"], (64,), eps=1e-6)
+    plain = torch.nn.functional.cross_entropy(normed @ names["head"].T, names["labels"])
+    torch.testing.assert_close(names["loss"], plain)

@@ -1,5 +1,6 @@
 """The products of the fused head, by PyTorch's own matrix multiplication, and where they go."""
 
+import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from types import ModuleType
@@ -49,15 +50,30 @@ def product(a: Tensor, b: Tensor, out: Tensor, add: bool = False) -> None:
     if a.dtype == out.dtype:
         torch.addmm(out, a, b, out=out) if add else torch.mm(a, b, out=out)
     elif a.is_cuda and out.dtype == torch.float32:
-        if add:
+        if not add:
+            torch.ops.aten.mm.dtype_out(a, b, out.dtype, out=out)
+        elif _adds_to_float32(a.device, a.dtype):
             torch.ops.aten.addmm.dtype_out(out, a, b, out.dtype, out=out)
         else:
-            torch.ops.aten.mm.dtype_out(a, b, out.dtype, out=out)
+            out.add_(torch.ops.aten.mm.dtype(a, b, out.dtype))
     else:
         # Rounded once, to `out`: the operands are float32, or are made so.
         wide = compute_dtype(a.dtype)
         result = a.to(wide) @ b.to(wide)
         out.add_(result) if add else out.copy_(result)
+
+
+@functools.cache
+def _adds_to_float32(device: torch.device, dtype: torch.dtype) -> bool:
+    """Whether this torch adds a product of narrow operands to a float32 sum in one pass: some
+    releases since 2.8, which brought such products, want the sum in the operands' dtype."""
+    operand = torch.zeros(8, 8, dtype=dtype, device=device)
+    total = torch.zeros(8, 8, dtype=torch.float32, device=device)
+    try:
+        torch.ops.aten.addmm.dtype_out(total, operand, operand, total.dtype, out=total)
+    except RuntimeError:
+        return False
+    return True
 
 
 def make_logits(
