@@ -63,7 +63,7 @@ def compare(benchmark, device, ceilings, results, capsys):
             row.backend for row in self_test(case.op, device) if row.parity and not row.passed
         ]
         assert not failed, f"{case.op}: {failed} fail the self-test; nothing wrong is timed"
-        timings = harness.time_providers(providers, ours, device, rounds)
+        timings = harness.time_providers(case, providers, ours, device, rounds)
         row = harness.row(case, timings, ceilings, ours, baseline)
         benchmark.extra_info.update(row)
         results.setdefault(case.op, []).append(row)
@@ -79,5 +79,11 @@ def describe(row):
         if "absent" in found:
             parts.append(f"{name} absent ({found['absent']})")
         else:
-            parts.append(f"{name} {found['ms']:.3g} ms")
-    return ", ".join(parts) + f"; {row['speedup']:.2f}x {row['baseline']}"
+            parts.append(f"{name} {found['ms']:.3g} ms{workspace(found)}")
+    text = ", ".join(parts)
+    return text if row["speedup"] is None else f"{text}; {row['speedup']:.2f}x {row['baseline']}"
+
+
+def workspace(found):
+    held = found["workspace_bytes"]
+    return "" if held is None else f" {held / 1e6:.0f} MB"

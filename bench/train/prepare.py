@@ -31,8 +31,8 @@ from transformers import (
 )
 from workload import ROOT, WORK, WORKLOADS, Workload
 
-sys.path.insert(0, str(ROOT / "bench"))
-import harness
+sys.path.insert(0, str(ROOT))
+from bench import harness
 
 SEED = 0
 SPECIAL_TOKENS = ("<|pad|>", "<|end|>", "<|user|>", "<|assistant|>")

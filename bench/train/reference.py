@@ -63,7 +63,7 @@ def loss_of(documents: list[dict[str, list[int]]], job: Job) -> float:
 
 
 def main() -> None:
-    job = read_job(("auto", "eager"))
+    job = read_job(("auto", "logits", "eager"))
     first = json.loads((job.output / "first_step.json").read_text())
     check_documents(first["documents"], job)
     reference = loss_of(first["documents"], job)

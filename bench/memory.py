@@ -1,0 +1,71 @@
+"""The most memory that a piece of code holds at once, above what was held before it."""
+
+import contextlib
+import ctypes
+import gc
+import re
+from pathlib import Path
+
+import torch
+
+PROCESS = Path("/proc/self")
+LOWERS_PEAK = "5"  # what clear_refs takes to set the high-water mark to what is resident now
+TOLERANCE = 2**24  # the kernel's counts of pages lag behind by some per thread
+
+
+class PeakMemory:
+    """`with PeakMemory(device) as peak: ...`; afterwards `peak.bytes`, or None where nobody counts.
+
+    On a GPU, of tensors as PyTorch's allocator counts them. On a CPU, of resident memory, which is
+    the whole process's: nothing else may run in it.
+    """
+
+    def __init__(self, device: str) -> None:
+        self.device, self.bytes = device, None
+
+    def __enter__(self) -> "PeakMemory":
+        gc.collect()
+        if self.device == "cuda":
+            torch.cuda.synchronize()
+            torch.cuda.reset_peak_memory_stats()
+            self.before = torch.cuda.memory_allocated()
+        else:
+            give_back_freed_memory()
+            self.before = resident() if lower_peak() else None
+        return self
+
+    def __exit__(self, *raised: object) -> None:
+        if self.device == "cuda":
+            torch.cuda.synchronize()
+            self.bytes = torch.cuda.max_memory_allocated() - self.before
+        elif self.before is not None:
+            self.bytes = max(0, highest_resident() - self.before)
+
+
+def give_back_freed_memory() -> None:
+    """So that it isn't resident, and counts when it is taken again."""
+    with contextlib.suppress(OSError, AttributeError):  # a C library of another kind
+        ctypes.CDLL(None).malloc_trim(0)
+
+
+def lower_peak() -> bool:
+    """Whether the high-water mark could be set to what is resident now."""
+    try:
+        (PROCESS / "clear_refs").write_text(LOWERS_PEAK)
+        return highest_resident() - resident() < TOLERANCE
+    except (OSError, KeyError):  # not Linux, or not allowed
+        return False
+
+
+def resident() -> int:
+    return _status("VmRSS")
+
+
+def highest_resident() -> int:
+    return _status("VmHWM")
+
+
+def _status(name: str) -> int:
+    """A line of the process's status, in bytes."""
+    lines = dict(re.findall(r"^(\w+):\s+(\d+) kB$", (PROCESS / "status").read_text(), re.M))
+    return int(lines[name]) * 1024
