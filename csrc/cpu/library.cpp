@@ -29,4 +29,7 @@ STABLE_TORCH_LIBRARY(fasttrain_native, m) {
       "cross_entropy_forward_backward(Tensor(a!) logits, Tensor targets, Tensor coefficients, "
       "float scale, float softcap, float label_smoothing, float z_loss, bool wants_entropy, "
       "Tensor(b!) statistics) -> ()");
+
+  // Of the CUDA library: why none of its kernels runs on that device; empty where they do.
+  m.def("cuda_error(int device) -> str");
 }

@@ -1,7 +1,7 @@
 """Loads the native libraries, once, when a kernel needs one, and remembers why it could not.
 
-setup.py leaves beside this file either `_C_cpu.so` or, where it could not build one,
-`_C_cpu.missing`, a line of text that says what was missing.
+setup.py leaves beside this file `_C_cpu.so` and `_C_cuda.so` or, where it could not build one,
+`_C_cpu.missing` or `_C_cuda.missing`, a line of text that says what was missing.
 """
 
 import functools
@@ -14,10 +14,16 @@ HERE = Path(__file__).parent
 
 @functools.cache
 def why_not(library: str) -> str | None:
-    """Load `library` ("_C_cpu") if it is not loaded yet.
+    """Load `library` ("_C_cpu" or "_C_cuda") if it is not loaded yet.
 
-    Returns None when `torch.ops.fasttrain_native` is ready to be called, else the reason.
+    Returns None when its part of `torch.ops.fasttrain_native` is ready to be called, else the
+    reason. The CPU library is loaded first: it defines what both implement.
     """
+    if library == "_C_cuda":
+        if torch.version.cuda is None:
+            return f"this torch ({torch.__version__}) has no CUDA"
+        if (reason := why_not("_C_cpu")) is not None:
+            return reason
     path = HERE / f"{library}.so"
     note = HERE / f"{library}.missing"
     if not path.exists():
@@ -35,3 +41,13 @@ def cpu_isa() -> str:
     reason = why_not("_C_cpu")
     assert reason is None, reason
     return str(torch.ops.fasttrain_native.cpu_isa())
+
+
+@functools.cache
+def cuda_why_not(device: torch.device) -> str | None:
+    """Why the CUDA kernels can't run on `device`, or None; loads their library."""
+    if (reason := why_not("_C_cuda")) is not None:
+        return reason
+    index = torch.cuda.current_device() if device.index is None else device.index
+    error = str(torch.ops.fasttrain_native.cuda_error(index))
+    return f"_C_cuda.so does not run on this device: {error}" if error else None

@@ -1,4 +1,4 @@
-"""The native library: what it links to, how it is built, and what is said where it is missing."""
+"""The CPU library: what it links to, how it is built, and what is said where it is missing."""
 
 import os
 import re
@@ -133,8 +133,9 @@ def install(folder, **environment):
 
 @pytest.mark.skipif(not (ROOT / "setup.py").exists(), reason="not a checkout")
 def test_without_a_compiler_the_install_goes_on_and_says_so(tmp_path):
-    assert install(tmp_path / "a", FT_SKIP_NATIVE="1") == ["_C_cpu.missing"]
-    assert install(tmp_path / "b", CXX="no-such-compiler") == ["_C_cpu.missing"]
+    missing = ["_C_cpu.missing", "_C_cuda.missing"]
+    assert install(tmp_path / "a", FT_SKIP_NATIVE="1") == missing
+    assert install(tmp_path / "b", CXX="no-such-compiler", FT_CUDA="auto") == missing
     said = (tmp_path / "b" / "fasttrain_kernels" / "_C_cpu.missing").read_text()
     assert said == (
         "the install found no C++ compiler (no-such-compiler); get it, then install again\n"
@@ -144,11 +145,18 @@ def test_without_a_compiler_the_install_goes_on_and_says_so(tmp_path):
 @pytest.mark.slow
 @pytest.mark.skipif(shutil.which("c++") is None, reason="no C++ compiler")
 def test_the_library_builds_from_a_checkout(tmp_path):
-    """With pip's CMake and Ninja, even where the system has others, such as too old ones."""
+    """With pip's CMake and Ninja, even where the system has others, such as too old ones.
+
+    And with an nvcc that fails, which costs the CUDA library only.
+    """
     pytest.importorskip("cmake")
     pytest.importorskip("ninja")
-    for tool in ("cmake", "ninja"):
+    (tmp_path / "bin").mkdir()
+    for tool in ("cmake", "ninja", "bin/nvcc"):
         (tmp_path / tool).write_text("#!/bin/sh\nexit 1\n")
         (tmp_path / tool).chmod(0o755)
     path = os.pathsep.join((str(tmp_path), os.environ["PATH"]))
-    assert install(tmp_path / "built", PATH=path) == ["_C_cpu.so"]
+    built = install(tmp_path / "built", PATH=path, CUDA_HOME=str(tmp_path), FT_CUDA="auto")
+    assert built == ["_C_cpu.so", "_C_cuda.missing"]
+    said = (tmp_path / "built" / "fasttrain_kernels" / "_C_cuda.missing").read_text()
+    assert said.startswith("nvcc or CMake failed")

@@ -1,0 +1,98 @@
+"""Cross-entropy in CUDA C++ (csrc/cuda/cross_entropy.cu), made for rows of many classes.
+
+`forward_backward` reads a logit from memory once and writes its gradient once, for as many classes
+as a block or a cluster of blocks can hold: on an H100 900 thousand in bfloat16, on an A100 80
+thousand; what is beyond that is read again from the L2 cache. Bitwise repeatable on one device.
+"""
+
+import torch
+from torch import Tensor
+
+from fasttrain_kernels import native
+from fasttrain_kernels.checks import short
+from fasttrain_kernels.ops.cross_entropy.reference import Problem, Terms
+
+SERVED = (torch.float32, torch.bfloat16, torch.float16)
+
+
+def unsupported(problem: Problem) -> str | None:
+    """The reason why the CUDA kernels can't serve `problem`, or None."""
+    if problem.device.type != "cuda":
+        return f"runs on CUDA devices; the tensors are on {problem.device.type}"
+    if problem.dtype not in SERVED:
+        listed = ", ".join(short(dtype) for dtype in SERVED)
+        return f"serves {listed}, not {short(problem.dtype)}"
+    if (reason := native.why_not("_C_cuda")) is not None:
+        return reason
+    if not torch.cuda.is_available():
+        return "this process sees no CUDA device"
+    return native.cuda_why_not(problem.device)
+
+
+def forward(
+    logits: Tensor,
+    targets: Tensor,
+    terms: Terms,
+    statistics: Tensor,
+    wants_entropy: bool,
+    first: int = 0,
+) -> None:
+    """As reference.forward."""
+    torch.ops.fasttrain_native.cross_entropy_forward(
+        logits,
+        targets.contiguous(),
+        terms.scale,
+        terms.softcap or 0.0,
+        terms.label_smoothing != 0,
+        wants_entropy,
+        first,
+        statistics,
+    )
+
+
+def backward(
+    logits: Tensor,
+    targets: Tensor,
+    terms: Terms,
+    statistics: Tensor,
+    coefficients: Tensor,
+    out: Tensor,
+    first: int,
+    classes: int,
+) -> None:
+    """As reference.backward."""
+    torch.ops.fasttrain_native.cross_entropy_backward(
+        logits,
+        targets.contiguous(),
+        statistics,
+        coefficients.contiguous(),
+        terms.scale,
+        terms.softcap or 0.0,
+        terms.label_smoothing,
+        terms.z_loss,
+        first,
+        classes,
+        out,
+    )
+
+
+def forward_backward(
+    logits: Tensor,
+    targets: Tensor,
+    terms: Terms,
+    statistics: Tensor,
+    wants_entropy: bool,
+    coefficients: Tensor,
+) -> None:
+    """As reference.forward_backward."""
+    torch.ops.fasttrain_native.cross_entropy_forward_backward(
+        logits,
+        targets.contiguous(),
+        coefficients.contiguous(),
+        terms.scale,
+        terms.softcap or 0.0,
+        terms.label_smoothing,
+        terms.z_loss,
+        wants_entropy,
+        statistics,
+    )
