@@ -10,6 +10,10 @@ import shutil
 import sysconfig
 from pathlib import Path
 
+import torch
+
+OLDEST = (8, 0)  # compute capability: bfloat16, and copies that run beside the arithmetic
+
 
 @functools.cache
 def why_not() -> str | None:
@@ -28,3 +32,23 @@ def why_not() -> str | None:
             "(Debian and Ubuntu: the package python3-dev)"
         )
     return None
+
+
+def why_not_on(device: torch.device, *, interpreted: bool) -> str | None:
+    """The reason why a Triton kernel can't run on `device`, or None.
+
+    interpreted: Triton's own interpreter runs it (TRITON_INTERPRET=1), on tensors of the CPU.
+    """
+    if device.type != "cuda":
+        return None if interpreted else f"runs on CUDA devices; the tensors are on {device.type}"
+    if not torch.cuda.is_available():
+        return "this process sees no CUDA device"
+    if (capability := _capability(device)) < OLDEST:
+        needed, found = (".".join(map(str, version)) for version in (OLDEST, capability))
+        return f"needs compute capability {needed}; this device has {found}"
+    return why_not()
+
+
+@functools.cache
+def _capability(device: torch.device) -> tuple[int, int]:
+    return torch.cuda.get_device_capability(device)

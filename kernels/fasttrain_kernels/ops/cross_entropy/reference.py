@@ -13,7 +13,7 @@ section 2.2). Without a softcap the last factor is 1.
 
 A backend makes the two passes over the logits, and nothing else: *statistics* of each row, from
 which `outcome` makes loss, log_prob and entropy, and the gradient. It sees *targets* instead of
-labels: `targets` has turned what is ignored into IGNORED and what is no class into INVALID. Both
+labels: `targets_of` turns what is ignored into IGNORED and what is no class into INVALID. Both
 passes can take the columns of a row in several pieces, so that whole rows need never exist.
 """
 

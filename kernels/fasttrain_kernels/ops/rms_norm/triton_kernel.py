@@ -113,27 +113,15 @@ def backward_kernel(
 
 def unsupported(problem: Problem) -> str | None:
     """The reason why the Triton kernel can't serve `problem`, or None."""
-    if problem.device.type != "cuda":
-        # Under TRITON_INTERPRET=1, Triton's own switch, kernels run on CPU tensors.
-        if isinstance(forward_kernel, triton.JITFunction):
-            return f"runs on CUDA devices; the tensors are on {problem.device.type}"
-    elif not torch.cuda.is_available():
-        return "this process sees no CUDA device"
-    elif (capability := _capability(problem.device)) < (8, 0):
-        return f"needs compute capability 8.0; this device has {'.'.join(map(str, capability))}"
-    elif (missing := launcher.why_not()) is not None:
-        return missing
+    interpreted = not isinstance(forward_kernel, triton.JITFunction)
+    if (reason := launcher.why_not_on(problem.device, interpreted=interpreted)) is not None:
+        return reason
     dtypes = (problem.dtype, problem.weight_dtype, problem.residual_dtype)
     if torch.float64 in dtypes:
         return f"computes in float32, not {short(torch.float64)}"
     if problem.width > MAX_WIDTH:
         return f"holds rows of up to {MAX_WIDTH} elements; these have {problem.width}"
     return None
-
-
-@functools.cache
-def _capability(device: torch.device) -> tuple[int, int]:
-    return torch.cuda.get_device_capability(device)
 
 
 @functools.cache
