@@ -5,7 +5,8 @@ The choice follows from the problem and from what was asked:
 
 1. What was asked: `use()` goes before the environment, `FASTTRAIN_KERNELS="mode=strict,
    rms_norm=triton"`, which goes before the caller's own `backend=` and `mode=`, which go before
-   "auto". Mode "eager" is the reference for every op not named at a higher level.
+   "auto". Mode "eager" is the reference for every op not named at a higher level. (`checked=true`,
+   in either, chooses nothing: it has labels looked at on a GPU.)
 2. A backend asked for by name is taken, or the call fails with the reason.
 3. "auto" takes the first candidate that is made for the device and has no reason against it.
    In mode "strict" it takes the very first or fails.

@@ -1,5 +1,6 @@
 """What the ops share that make a loss of each row: their arguments, and the way to one number."""
 
+import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -40,10 +41,10 @@ def check_options(
         raise ValueError(f"{op}: num_items has {num_items.numel()} elements; expected one number")
     if not 0 <= terms.label_smoothing <= 1:
         raise ValueError(f"{op}: label_smoothing={terms.label_smoothing}; expected 0 to 1")
-    if terms.z_loss < 0:
+    if not terms.z_loss >= 0:
         raise ValueError(f"{op}: z_loss={terms.z_loss}; expected 0 or more")
-    if terms.softcap is not None and not terms.softcap > 0:
-        raise ValueError(f"{op}: softcap={terms.softcap}; expected more than 0, or None")
+    if terms.softcap is not None and not 0 < terms.softcap < math.inf:
+        raise ValueError(f"{op}: softcap={terms.softcap}; expected a number above 0, or None")
     if token_weights is not None:
         if token_weights.shape != labels.shape:
             raise ValueError(
@@ -63,16 +64,26 @@ def counting_rows(labels: Tensor, ignore_index: int) -> Tensor | None:
         return None
     if labels.is_cuda and torch.cuda.is_current_stream_capturing():
         return None
-    found = (labels != ignore_index).nonzero()[:, 0]
+    # As int64: a uint8 would take -100 for 156.
+    found = (labels.long() != ignore_index).nonzero()[:, 0]
     return None if found.shape[0] == labels.shape[0] else found
+
+
+def can_look_at(indices: Tensor) -> bool:
+    """Whether values that come with a call are checked: on a CPU, and on a GPU, which has to be
+    waited for, if `use(checked=True)` says so; never in a graph that is traced."""
+    on_the_cpu = indices.device.type == "cpu"
+    return not torch.compiler.is_compiling() and (on_the_cpu or dispatch.checked())
 
 
 def check_labels(
     op: str, labels: Tensor, rows: Tensor | None, ignore_index: int, classes: int, targets: Tensor
 ) -> None:
-    """ValueError that names the first label (S,) which is no class, where labels can be looked at:
-    on a CPU, and on a GPU, which has to be waited for, if `use(checked=True)` says so."""
-    if torch.compiler.is_compiling() or not (labels.device.type == "cpu" or dispatch.checked()):
+    """ValueError that names the first label (S,) which is no class, where labels can be looked at.
+
+    rows (S,): their positions; None: they are at 0, 1, 2, ...
+    """
+    if not can_look_at(labels):
         return
     bad = (targets == INVALID).nonzero()
     if bad.shape[0] > 0:
@@ -122,13 +133,21 @@ def reduced(losses: Tensor, weights: Tensor, divisor: Tensor | None, reduction: 
 
 
 def scaled(gradient: Tensor, factor: Tensor) -> Tensor:
-    """gradient * factor: in place where the graph is let go, so that nobody asks for it again."""
+    """gradient * factor (), multiplied in float32 and rounded once.
+
+    In place where the graph is let go, so that nobody asks for it again; else a copy, which is the
+    caller's to change.
+    """
+    if factor.device.type != "cpu":
+        # A GPU rounds a factor of no dimensions to the gradient's dtype first.
+        factor = factor.reshape(1)
     if torch.compiler.is_compiling():
-        return gradient * factor
+        return (gradient * factor).to(gradient.dtype)
+    if torch._C._autograd._get_current_graph_task_keep_graph():
+        return torch.mul(gradient, factor, out=torch.empty_like(gradient))
     if factor.device.type == "cpu" and factor == 1:
         return gradient
-    keeps_graph = torch._C._autograd._get_current_graph_task_keep_graph()
-    return gradient * factor if keeps_graph else gradient.mul_(factor)
+    return gradient.mul_(factor)
 
 
 def spread(values: Tensor, rows: Tensor | None, count: int) -> Tensor:

@@ -63,7 +63,7 @@ def backward(
     dtype = backend.product_dtype(dtype)
     lefts = [taken(pair.left, rows, ALL, dtype) for pair in head.pairs]
     dlefts = [
-        torch.zeros_like(left, dtype=compute_dtype(dtype)) if wants else None
+        left.new_zeros(left.shape, dtype=compute_dtype(dtype)) if wants else None
         for left, wants in zip(lefts, wanted[0:-1:2], strict=True)
     ]
     drights = [

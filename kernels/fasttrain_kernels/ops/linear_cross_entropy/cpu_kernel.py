@@ -15,7 +15,7 @@ from fasttrain_kernels.ops.linear_cross_entropy.reference import Problem
 BACKEND = Backend(
     kernel=rows,
     narrow_products=False,
-    efficient_rows=256,
+    efficient_rows=224,  # 512 would take 7 % less time, and twice the memory
     chunk_bytes=lambda device: 2**30,
     panel_bytes=lambda device: 2**23,  # so that a panel is in the cache when its rows are worked on
 )

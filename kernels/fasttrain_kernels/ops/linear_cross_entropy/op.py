@@ -6,6 +6,7 @@ loss is one number, so that all that is unknown is one factor.
 """
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from typing import Any, NamedTuple
 
 import torch
@@ -79,6 +80,11 @@ def _kernel(head: Head, dtype: torch.dtype, op: str, backend: str) -> Any:
     return dispatch.find(op).select(problem, backend)
 
 
+def _own_dtypes(head: Head) -> AbstractContextManager[None]:
+    """Autocast has had its say in the operands' dtype: here it would narrow what is made wide."""
+    return torch.autocast(head.pairs[0].right.device.type, enabled=False)
+
+
 def _filled(gradients: Sequence[Tensor | None], like: Tensor) -> list[Tensor]:
     """Lists of tensors know no None: what is not wanted is empty."""
     return [like.new_empty(0) if gradient is None else gradient for gradient in gradients]
@@ -99,16 +105,9 @@ def _forward(
 ) -> tuple[Tensor, list[Tensor]]:
     head = _head(factors, bias)
     kernel = _kernel(head, dtype, op, backend)
-    statistics, gradients = kernel.forward(
-        head,
-        rows,
-        targets,
-        coefficients,
-        losses.unpacked(terms),
-        wants_entropy,
-        tuple(wanted),
-        dtype,
-    )
+    arguments = (head, rows, targets, coefficients, losses.unpacked(terms), wants_entropy)
+    with _own_dtypes(head):
+        statistics, gradients = kernel.forward(*arguments, tuple(wanted), dtype)
     return statistics, _filled(gradients, coefficients)
 
 
@@ -127,9 +126,9 @@ def _backward(
 ) -> list[Tensor]:
     head = _head(factors, bias)
     kernel = _kernel(head, dtype, op, backend)
-    gradients = kernel.backward(
-        head, rows, targets, coefficients, statistics, losses.unpacked(terms), tuple(wanted), dtype
-    )
+    arguments = (head, rows, targets, coefficients, statistics, losses.unpacked(terms))
+    with _own_dtypes(head):
+        gradients = kernel.backward(*arguments, tuple(wanted), dtype)
     return _filled(gradients, coefficients)
 
 

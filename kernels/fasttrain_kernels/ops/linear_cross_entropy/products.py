@@ -107,7 +107,8 @@ class RowGradient:
         if self.rows is None:
             product(dlogits, right, self.gradient[part])
         else:
-            found = (dlogits @ right).to(self.gradient.dtype)
+            found = self.gradient.new_empty(dlogits.shape[0], right.shape[1])
+            product(dlogits, right, found)
             self.gradient.index_copy_(0, self.rows[part], found)
 
 

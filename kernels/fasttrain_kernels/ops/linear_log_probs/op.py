@@ -1,8 +1,10 @@
 """`linear_log_probs`: log-probabilities of labels under logits that never all exist."""
 
+from itertools import pairwise
+
 from torch import Tensor
 
-from fasttrain_kernels import checks
+from fasttrain_kernels import checks, losses
 from fasttrain_kernels.dispatch import AUTO, Op
 from fasttrain_kernels.ops.cross_entropy.reference import Terms
 from fasttrain_kernels.ops.linear_cross_entropy.op import CANDIDATES, describe, fused
@@ -71,4 +73,19 @@ def linear_log_probs(
             "must be (documents + 1,) integers"
         )
     checks.same_device(NAME, labels=labels, cu_seqlens=cu_seqlens)
+    _check_documents(cu_seqlens, labels.numel())
     return document_sums(log_probs.reshape(-1), cu_seqlens)
+
+
+def _check_documents(cu_seqlens: Tensor, count: int) -> None:
+    """ValueError for bounds that don't rise within the positions, where values can be looked at."""
+    if not losses.can_look_at(cu_seqlens):
+        return
+    bounds = cu_seqlens.tolist()
+    for at, (begin, end) in enumerate(pairwise([0, *bounds, count])):
+        if begin > end:
+            named = f"entry {at} is {end}" if at < len(bounds) else f"entry {at - 1} is {begin}"
+            raise ValueError(
+                f"{NAME}: cu_seqlens must rise from 0 or more to at most the {count} positions; "
+                f"{named}"
+            )

@@ -19,8 +19,8 @@ def document_sums(values: Tensor, cu_seqlens: Tensor) -> Tensor:
     """values (N,), cu_seqlens (D + 1,) -> (D,): the sum over each document; 0 for an empty one.
 
     In float64, in order of position: repeatable, and no document's sum depends on another's.
+    Nothing outside values is read, whatever cu_seqlens holds.
     """
-    sums = torch.segment_reduce(
-        values.double(), "sum", offsets=cu_seqlens.long(), unsafe=True, initial=0
-    )
+    offsets = cu_seqlens.long().clamp(0, values.shape[0])
+    sums = torch.segment_reduce(values.double(), "sum", offsets=offsets, unsafe=True, initial=0)
     return sums.to(values.dtype)
