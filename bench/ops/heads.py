@@ -139,8 +139,8 @@ def h200_seconds(shape: Shape) -> float | None:
     """What the fused head by rows should take on an H200, forward and backward.
 
     The three products of the rows that count; for each chunk of rows after the first, dweight read
-    and written in float32; the logits read and written once. None but for bfloat16, whose products
-    alone were measured there.
+    and written in float32, which is rounded at the end; the logits read and written once; dweight
+    scaled by the loss's gradient. None but for bfloat16, whose products alone were measured there.
     """
     if shape.dtype != torch.bfloat16:
         return None
@@ -151,5 +151,9 @@ def h200_seconds(shape: Shape) -> float | None:
     )
     chunks = math.ceil(shape.counting / chunk)
     summing = (chunks - 1) * shape.classes * shape.width * 8
+    rounding = shape.classes * shape.width * 6 if chunks > 1 else 0
+    scaling = 2 * (shape.weight_bytes + shape.hidden_bytes)
     logits = shape.counting * shape.classes * 2 * shape.dtype.itemsize
-    return 3 * shape.product_flops / H200_MATMUL + (summing + logits) / H200_COPY
+    return (
+        3 * shape.product_flops / H200_MATMUL + (summing + rounding + scaling + logits) / H200_COPY
+    )

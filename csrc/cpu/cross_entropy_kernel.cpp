@@ -22,7 +22,7 @@ struct Capped {
   T scale, cap;
   FT_INLINE Vec<T> operator()(Vec<T> logit) const {
     const Vec<T> z = logit * scale;
-    return softcap ? tanh(z / cap) * cap : z;
+    return rounded(softcap ? tanh(z / cap) * cap : z);
   }
 };
 

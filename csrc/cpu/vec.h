@@ -108,6 +108,23 @@ FT_INLINE VecF32 round_to<BFloat16>(VecF32 value) {
   return reinterpret_cast<VecF32>(round_upper_half(value) & 0xffff0000u);
 }
 
+// ---- contraction ---------------------------------------------------------------------------------
+
+// The value, rounded: what is made of it later is not fused with the product that it is. (Fused,
+// the largest z of a row would be unrounded but the row's maximum rounded.)
+template <class V>
+FT_INLINE V rounded(V value) {
+#if defined(__x86_64__)
+  asm("" : "+x"(value));
+#elif defined(__aarch64__)
+  asm("" : "+w"(value));
+#else
+  volatile V stored = value;
+  value = stored;
+#endif
+  return value;
+}
+
 // ---- loads and stores: unaligned, whole or the first n lanes -----------------------------------
 
 struct Whole {};

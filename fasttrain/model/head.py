@@ -38,6 +38,17 @@ class LayerReader(Protocol):
         """Its parts for hidden (N, H)."""
 
 
+def is_tampered_with(layer: nn.Module) -> bool:
+    """Whether a call of `layer` does more than its class says."""
+    hooks = (
+        layer._forward_hooks,
+        layer._forward_pre_hooks,
+        layer._backward_hooks,
+        layer._backward_pre_hooks,
+    )
+    return "forward" in vars(layer) or any(hooks)
+
+
 class PlainLinear:
     """Reads the layer that transformers ends a model with."""
 
@@ -45,7 +56,7 @@ class PlainLinear:
         name = type(layer).__name__
         if not isinstance(layer, nn.Linear) or type(layer).forward is not nn.Linear.forward:
             return f"{name} is not a plain linear layer"
-        if "forward" in vars(layer) or layer._forward_hooks or layer._forward_pre_hooks:
+        if is_tampered_with(layer):
             return f"{name}: hooks or a patch change what it computes"
         return None
 

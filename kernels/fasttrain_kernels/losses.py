@@ -95,16 +95,16 @@ def check_labels(
         )
 
 
-def row_weights(
+def row_coefficients(
     targets: Tensor,
     token_weights: Tensor | None,
     num_items: Tensor | float | None,
     reduction: str,
     dtype: torch.dtype,
-) -> tuple[Tensor, Tensor | None]:
-    """What the loss of each row is multiplied by (S,), and what their sum is divided by () or not.
+) -> Tensor:
+    """(S,): what the loss of each row is multiplied by: its weight, for a mean over the divisor.
 
-    The weight is 0 for an ignored row, NaN for one whose label is no class.
+    0 for an ignored row, NaN for one whose label is no class.
     """
     weights = torch.ones_like(targets, dtype=dtype)
     if token_weights is not None:
@@ -112,7 +112,7 @@ def row_weights(
     weights = torch.where(targets >= 0, weights, 0.0)
     weights = torch.where(targets == INVALID, torch.nan, weights)
     if reduction != "mean":
-        return weights, None
+        return weights
     if num_items is None:
         divisor = (targets != IGNORED).sum().to(dtype)
     elif isinstance(num_items, Tensor):
@@ -120,23 +120,20 @@ def row_weights(
     else:
         divisor = torch.full((), float(num_items), dtype=dtype, device=targets.device)
     # Nothing to learn from is a loss of 0, not 0 / 0.
-    return weights, torch.where(divisor == 0, torch.ones_like(divisor), divisor)
+    return weights / torch.where(divisor == 0, torch.ones_like(divisor), divisor)
 
 
-def reduced(losses: Tensor, weights: Tensor, divisor: Tensor | None, reduction: str) -> Tensor:
-    """The weighted losses (S,), or their sum or mean ()."""
-    weighted = losses * weights
-    if reduction == "none":
-        return weighted
-    total = weighted.sum(dtype=torch.float64)
-    return (total if divisor is None else total / divisor).to(losses.dtype)
+def reduced(losses: Tensor, coefficients: Tensor, reduction: str) -> Tensor:
+    """The losses (S,) times their coefficients, or the sum of that ()."""
+    weighted = losses * coefficients
+    return weighted if reduction == "none" else weighted.sum(dtype=torch.float64).to(losses.dtype)
 
 
 def scaled(gradient: Tensor, factor: Tensor) -> Tensor:
     """gradient * factor (), multiplied in float32 and rounded once.
 
-    In place where the graph is let go, so that nobody asks for it again; else a copy, which is the
-    caller's to change.
+    In place where the graph is let go, so that autograd doesn't ask for it again (who keeps what
+    saved_tensors_hooks show sees it change); else a copy, which is the caller's to change.
     """
     if factor.device.type != "cpu":
         # A GPU rounds a factor of no dimensions to the gradient's dtype first.

@@ -1,10 +1,10 @@
 """How kernels are proven: exact values with the error that is allowed, traps, the GPU compile gate.
 
-Every tolerance of the project lives here, and is derived: a result may be off by the roundings
-that its definition makes, each at most `ROUNDOFF` of the value rounded, and by what the arithmetic
-loses on the way, which for a sum of n terms grows like sqrt(n). Errors are compared element by
-element with a limit of their own, so that no norm hides a wrong row. `Expected.ratio` is the error
-in units of the limit: right is at most 1.
+Every tolerance of the project lives here (those of the losses in testing_losses.py), and is
+derived: a result may be off by the roundings that its definition makes, each at most `ROUNDOFF` of
+the value rounded, and by what the arithmetic loses on the way, which for a sum of n terms grows
+like sqrt(n). Errors are compared element by element with a limit of their own, so that no norm
+hides a wrong row. `Expected.ratio` is the error in units of the limit: right is at most 1.
 """
 
 import ctypes
@@ -169,6 +169,7 @@ def compile_for_gpu(
     *,
     warps: int,
     round_sizes: bool = True,
+    fp_fusion: bool = True,
 ) -> Resources:
     """Compiles a Triton kernel to machine code, as a launch on such a GPU would; needs no GPU.
 
@@ -195,7 +196,7 @@ def compile_for_gpu(
     compiled = triton.compile(
         ASTSource(kernel, signature, constants, aligned),
         target=GPUTarget("cuda", architecture, 32),
-        options={"num_warps": warps},
+        options={"num_warps": warps, "enable_fp_fusion": fp_fusion},
     )
     registers, stack = _resource_usage(compiled.asm["cubin"])
     return Resources(registers, stack, compiled.metadata.shared)

@@ -122,14 +122,15 @@ def test_the_head_and_its_loss_are_a_site():
             select(model, linear_cross_entropy=backend)
 
 
-def test_a_head_that_is_more_than_a_linear_layer_stays_eager():
+@pytest.mark.parametrize("kind", ["forward", "forward_pre", "full_backward", "full_backward_pre"])
+def test_a_head_that_is_more_than_a_linear_layer_stays_eager(kind):
     model = language_model()
-    model.head.layer.register_forward_hook(lambda _module, _args, logits: logits * 2)
+    getattr(model.head.layer, f"register_{kind}_hook")(lambda *_arguments: None)
     row = select(model).rows[-1]
     assert (row.op, row.sites_matched, row.chosen) == ("linear_cross_entropy", 0, "eager")
     assert "hooks or a patch change what it computes" in row.reason
     assert "causal_lm.lm_head" in row.reason
-    with pytest.raises(UserError, match="no output layer to fuse with the loss .*lm_head looks"):
+    with pytest.raises(UserError, match=r"no output layer to fuse with the loss .*lm_head looks"):
         select(model, linear_cross_entropy="cpu")
 
 

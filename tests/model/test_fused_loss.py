@@ -189,6 +189,22 @@ def test_with_adapters_on_the_head_and_off_it(tmp_path, targets, reduction):
     assert_same_gradients(after, before)
 
 
+def test_with_an_adapter_on_the_head_under_autocast(tmp_path):
+    model = adapted(tmp_path, ["lm_head"])
+    batch = packed(documents())
+    with torch.autocast("cpu", torch.bfloat16):
+        expected, before = loss_and_gradients(model, batch)
+        found, after = loss_and_gradients(fuse(model, torch.bfloat16), batch)
+    torch.testing.assert_close(found, expected, rtol=1e-2, atol=0)
+    assert_same_gradients(after, before, rtol=5e-2, floor=1e-1)
+
+
+def test_a_hook_on_an_adapter_keeps_the_head_eager(tmp_path):
+    model = adapted(tmp_path, ["lm_head"])
+    model.head.layer.lora_A["default"].register_forward_hook(lambda *_arguments: None)
+    assert "adapters" in (model.head.why_not_fused() or "")
+
+
 def test_with_adapters_switched_off(tmp_path):
     model = adapted(tmp_path, ["lm_head"])
     batch = packed(documents())

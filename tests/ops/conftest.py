@@ -5,8 +5,10 @@ from typing import NamedTuple
 
 import pytest
 import torch
+from fasttrain_kernels.dispatch import OPS
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
+DEVICES = ("cpu", "cuda") if torch.cuda.is_available() else ("cpu",)
 
 
 class Place(NamedTuple):
@@ -21,19 +23,25 @@ class Place(NamedTuple):
         return self == ("triton", "cpu")
 
 
-PLACES = [
-    pytest.param(Place("cpu", "cpu"), id="cpu"),
-    pytest.param(Place("eager", "cpu"), id="eager"),
-]
-if torch.cuda.is_available():
-    PLACES += [
-        pytest.param(Place("triton", "cuda"), id="triton-cuda", marks=pytest.mark.gpu),
-        pytest.param(Place("eager", "cuda"), id="eager-cuda", marks=pytest.mark.gpu),
+def places_of(op):
+    """Where an op's backends run here; in Triton's interpreter, that one alone."""
+    if INTERPRETED:  # how test_interpreter.py runs these files in a process of its own
+        return [pytest.param(Place("triton", "cpu"), id="triton-interpreted")]
+    return [
+        pytest.param(
+            Place(candidate.name, device),
+            id=candidate.name if device == "cpu" else f"{candidate.name}-{device}",
+            marks=[pytest.mark.gpu] if device == "cuda" else [],
+        )
+        for device in DEVICES
+        for candidate in op.candidates
+        if candidate.made_for(device)
     ]
-if INTERPRETED:  # how test_interpreter.py runs these files in a process of its own
-    PLACES = [pytest.param(Place("triton", "cpu"), id="triton-interpreted")]
 
 
-@pytest.fixture(params=PLACES)
-def place(request):
-    return request.param
+def pytest_generate_tests(metafunc):
+    """A test that asks for a `place` runs on each of the op that its file is named for."""
+    if "place" in metafunc.fixturenames:
+        file = metafunc.module.__name__.rpartition(".")[2]
+        op = next(op for op in OPS.values() if file.startswith(f"test_{op.name}"))
+        metafunc.parametrize("place", places_of(op))

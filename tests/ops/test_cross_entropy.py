@@ -205,7 +205,7 @@ def test_a_row_in_many_pieces_has_the_statistics_of_the_whole(place, softcap):
     logits[0] += torch.arange(500, device=place.device) / 10
     logits[1] -= torch.arange(500, device=place.device) / 10
     logits[2, :200] = -torch.inf
-    targets = torch.tensor([499, 0, 250, 7], device=place.device)
+    targets = torch.tensor([400, 0, 299, 100], device=place.device)  # the ends of pieces
     statistics = torch.empty(2, 4, FIELDS, device=place.device)
     kernel.forward(logits, targets, terms, statistics[0], True)
     for start in range(0, 500, 100):
@@ -228,6 +228,19 @@ def test_a_statistic_that_is_not_wanted_is_zero(place):
     kernel.forward(logits, targets, Terms(), statistics, False)
     assert not statistics[:, [reference.TOTAL, reference.WEIGHTED]].any()
     assert statistics[2, reference.LABEL] == 0
+
+
+def test_targets_and_coefficients_may_have_any_stride(place):
+    """Those of the opaque ops, which anybody may call."""
+    logits = logits_of((4, 50), F32, place.device).detach()
+    targets = torch.tensor([[3, 9], [-1, 9], [0, 9], [49, 9]], device=place.device)[:, 0]
+    coefficients = torch.rand(4, 3, device=place.device)[:, 1]
+    ops, terms, found = torch.ops.fasttrain, (1.0, 0.0, 0.1, 0.0), []
+    for t, c in ((targets, coefficients), (targets.contiguous(), coefficients.contiguous())):
+        statistics = ops.cross_entropy_forward(logits, t, terms, False, place.backend)
+        gradient = ops.cross_entropy_backward(logits, t, statistics, c, terms, place.backend)
+        found.append([statistics[targets >= 0], gradient])
+    assert same_bits(*found)
 
 
 # ---- 4. PyTorch's machinery ---------------------------------------------------------------------

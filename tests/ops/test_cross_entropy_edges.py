@@ -10,12 +10,13 @@ from fasttrain_kernels.ops.cross_entropy import reference
 from fasttrain_kernels.ops.cross_entropy.reference import (
     FIELDS,
     INVALID,
+    LABEL,
     MAXIMUM,
     SUM,
     Terms,
     compute_dtype,
 )
-from fasttrain_kernels.testing_losses import cross_entropy_expected
+from fasttrain_kernels.testing_losses import CAPPED, cross_entropy_expected
 from ops.loss_calls import (
     BF16,
     CPU,
@@ -157,6 +158,15 @@ def test_logits_of_ten_thousand(place, dtype):
     assert_exact(place, logits, labels, softcap=30.0, z_loss=1e-4, label_smoothing=0.1)
 
 
+def test_the_largest_of_large_scaled_logits_is_the_maximum(place):
+    """Nothing fuses scale * logit with the subtraction of the maximum: a loss would be below 0."""
+    labels = torch.arange(7, device=place.device) * 41
+    logits = torch.full((7, 300), -5.0, device=place.device)
+    logits[torch.arange(7), labels] = 14000.0 + torch.arange(7, device=place.device) * 1.3
+    options = {"reduction": "none", "scale": 0.7, "backend": place.backend}
+    assert torch.equal(cross_entropy(logits, labels, **options), torch.zeros_like(logits[:, 0]))
+
+
 @pytest.mark.parametrize("dtype", [F32, BF16])
 @pytest.mark.parametrize("lead", [0.0, 4.0, 8.0, 12.0, 16.0, 30.0])
 def test_the_gradient_of_a_certain_label_is_right_before_it_is_rounded(place, dtype, lead):
@@ -174,6 +184,32 @@ def test_the_gradient_of_a_certain_label_is_right_before_it_is_rounded(place, dt
     assert error <= rounding * abs(exact) + arithmetic
     total = logits.grad.double().sum().abs()
     assert total <= 2 * rounding * abs(exact) + 2 * arithmetic
+
+
+@pytest.mark.parametrize("options", [{}, {"scale": 0.3}, {"softcap": 1e4}])
+@pytest.mark.parametrize("classes", [1, 200])
+def test_what_is_certain_has_no_loss_no_entropy_and_no_gradient(place, options, classes):
+    """The largest logit is the row's maximum to the last digit, however it was rounded."""
+    logits = torch.full((5, classes), -5e3)
+    logits[:, 0] = torch.tensor([3e3, 1234.567, 4321.0987, 999.999, 2**-0.5])
+    logits = logits.to(place.device).requires_grad_()
+    labels = torch.zeros(5, dtype=torch.long, device=place.device)
+    found = cross_entropy(
+        logits, labels, return_entropy=True, return_log_probs=True, backend=place.backend, **options
+    )
+    found.loss.backward()
+    assert not any(tensor.any() for tensor in (*found, logits.grad))
+
+
+def test_a_softcapped_logit_is_right_near_zero_too(place):
+    """Where 1 - 2 / (exp(2x) + 1) would lose its digits, and where tanh turns into 1."""
+    logits = torch.logspace(-30, 2.5, 40)[:, None] * torch.tensor([1.0, -1.0])
+    targets, statistics = torch.arange(40) % 2, torch.empty(40, FIELDS, device=place.device)
+    kernel, terms = kernel_of("cross_entropy", place.backend), Terms(scale=0.7, softcap=30.0)
+    kernel.forward(logits.to(place.device), targets.to(place.device), terms, statistics, False)
+    exact = 30 * torch.tanh(0.7 * logits.double() / 30).gather(1, targets[:, None])[:, 0]
+    limit = CAPPED * testing.ROUNDOFF[F32] * exact.abs()
+    assert testing.Expected(exact, limit).ratio(statistics[:, LABEL]) <= 1
 
 
 @pytest.mark.parametrize("options", [{}, {"z_loss": 0.0, "label_smoothing": 0.3}])

@@ -5,6 +5,11 @@ from dataclasses import replace
 import pytest
 import torch
 from fasttrain_kernels import linear_cross_entropy
+from fasttrain_kernels.ops.cross_entropy import reference as row_reference
+from fasttrain_kernels.ops.cross_entropy.reference import Terms
+from fasttrain_kernels.ops.linear_cross_entropy import by_panels, by_rows
+from fasttrain_kernels.ops.linear_cross_entropy.products import gpu_backend
+from fasttrain_kernels.ops.linear_cross_entropy.reference import Head, Pair
 from fasttrain_kernels.testing_losses import linear_cross_entropy_expected
 from ops.loss_calls import (
     BF16,
@@ -234,3 +239,38 @@ def test_autocast_narrows_operands_on_a_gpu_and_nothing_on_a_cpu(place, recomput
     )
     found = {f"d{name}": gradient for name, gradient in head.gradients().items()}
     assert_within(expected, found | {"loss": loss})
+
+
+# ---- waiting for the device ----------------------------------------------------------------------
+
+
+@BOTH_WAYS
+@pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
+def test_given_rows_no_value_is_read(recompute, reduction):
+    """So that nothing waits for a GPU: tensors of the meta device have no values to wait for."""
+    hidden = torch.empty(40, 8, device="meta", requires_grad=True)
+    weight = torch.empty(100, 8, device="meta", requires_grad=True)
+    labels = torch.empty(40, dtype=torch.int64, device="meta")
+    num_items = torch.empty((), device="meta") if reduction == "mean" else None
+    losses = linear_cross_entropy(
+        *(hidden, weight, labels),
+        rows=torch.empty(25, dtype=torch.int64, device="meta"),
+        reduction=reduction,
+        num_items=num_items,
+        recompute=recompute,
+    )
+    losses.sum().backward()
+    assert hidden.grad.shape == hidden.shape and weight.grad.shape == weight.shape
+
+
+def test_chunks_and_panels_of_a_gpu_read_no_value():
+    backend = replace(gpu_backend(row_reference), efficient_rows=16, panel_bytes=lambda device: 1)
+    hidden, weight = (torch.empty(n, 8, dtype=BF16, device="meta") for n in (40, 1000))
+    head = Head((Pair(hidden, weight),), torch.empty(1000, dtype=BF16, device="meta"))
+    rows, targets = (torch.empty(25, dtype=torch.int64, device="meta") for _ in range(2))
+    coefficients, wanted = torch.empty(25, device="meta"), (True, True, True)
+    shared = (backend, head, rows, targets, coefficients)
+    statistics, gradients = by_rows.forward(*shared, Terms(), True, wanted, BF16)
+    again = by_panels.backward(*shared, statistics, Terms(), wanted, BF16)
+    for tensor, *found in zip(head.tensors(), gradients, again, strict=True):
+        assert all(gradient.shape == tensor.shape for gradient in found)

@@ -70,7 +70,7 @@ EVERY_OP = {"__init__.py", "reference.py", "op.py", "self_test.py"}
 BACKENDS = {"cpu_kernel.py", "triton_kernel.py", "cuda_kernel.py"}
 PARTS = {
     "cross_entropy": {"triton_rows.py"},
-    "linear_cross_entropy": {"by_rows.py", "by_panels.py", "products.py"},
+    "linear_cross_entropy": {"arguments.py", "by_rows.py", "by_panels.py", "products.py"},
 }
 
 

@@ -14,6 +14,6 @@ class KernelsConfig(Section):
     mode: Literal["auto", "eager", "strict"] = "auto"
     """`auto` may fall back, with a reason; `strict` makes that an error; `eager` uses none."""
     linear_cross_entropy: Literal["auto", "eager", "cpu", "triton", "cuda"] = "auto"
-    """The output layer and the loss in one, without the logits ever existing."""
+    """The output layer and the loss in one, with few of the logits at a time."""
     rms_norm: Literal["auto", "eager", "cpu", "triton"] = "auto"
     """Root mean square layer norm."""

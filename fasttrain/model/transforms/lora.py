@@ -21,7 +21,7 @@ from fasttrain.config.schema.model import LoraConfig
 from fasttrain.core.interfaces import LanguageModel, Transform
 from fasttrain.core.kernel_plan import KernelPlan
 from fasttrain.model.export import cast
-from fasttrain.model.head import LinearParts, PlainLinear
+from fasttrain.model.head import LinearParts, PlainLinear, is_tampered_with
 from fasttrain.model.language_model import HFLanguageModel
 from fasttrain.model.names import did_you_mean, listed
 from fasttrain.model.quiet import quiet_transformers
@@ -124,7 +124,7 @@ class AdaptedLinear:
         reason = PlainLinear().why_not(layer.base_layer)
         if reason is not None:
             return reason
-        if "forward" in vars(layer) or layer._forward_hooks or layer._forward_pre_hooks:
+        if any(map(is_tampered_with, layer.modules())):
             return "hooks or a patch change what its adapters compute"
         if layer.merged or layer.lora_variant or any(layer.lora_bias.values()):
             return "its adapters are merged, or more than a product of two matrices"

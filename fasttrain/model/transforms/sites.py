@@ -56,11 +56,10 @@ class HeadSite:
     op: ClassVar[str] = "linear_cross_entropy"
     path: str
     classes: int
-    weight_dtype: torch.dtype
 
     @property
     def facts(self) -> dict[str, Any]:
-        return {"classes": self.classes, "weight_dtype": self.weight_dtype}
+        return {"classes": self.classes}
 
 
 @dataclass(frozen=True)
@@ -76,12 +75,12 @@ def find_heads(model: nn.Module) -> tuple[list[HeadSite], list[NotASite]]:
     and for what follows."""
     if not isinstance(model, HFLanguageModel):
         return [], []
-    layer, weight = model.head.layer, model.head.weight
+    layer = model.head.layer
     path = next(name for name, module in model.named_modules() if module is layer)
     reason = model.head.why_not_fused()
     if reason is not None:
         return [], [NotASite(path, reason)]
-    return [HeadSite(path, weight.shape[0], weight.dtype)], []
+    return [HeadSite(path, model.head.weight.shape[0])], []
 
 
 def find_rms_norms(model: nn.Module) -> tuple[list[NormSite], list[NotASite]]:

@@ -34,7 +34,7 @@ def forward(
     """As reference.forward."""
     torch.ops.fasttrain_native.cross_entropy_forward(
         logits,
-        targets,
+        targets.contiguous(),
         terms.scale,
         terms.softcap or 0.0,
         terms.label_smoothing != 0,
@@ -58,9 +58,9 @@ def backward(
     assert out.dtype == logits.dtype
     torch.ops.fasttrain_native.cross_entropy_backward(
         logits,
-        targets,
+        targets.contiguous(),
         statistics,
-        coefficients,
+        coefficients.contiguous(),
         terms.scale,
         terms.softcap or 0.0,
         terms.label_smoothing,
@@ -82,8 +82,8 @@ def forward_backward(
     """As reference.forward_backward."""
     torch.ops.fasttrain_native.cross_entropy_forward_backward(
         logits,
-        targets,
-        coefficients,
+        targets.contiguous(),
+        coefficients.contiguous(),
         terms.scale,
         terms.softcap or 0.0,
         terms.label_smoothing,

@@ -159,15 +159,15 @@ class _CrossEntropy(torch.autograd.Function):
         statistics = torch.ops.fasttrain.cross_entropy_forward(
             logits, targets, call.terms, call.wants_entropy, call.backend
         )
-        weights, divisor = losses.row_weights(
+        coefficients = losses.row_coefficients(
             targets, token_weights, num_items, call.reduction, statistics.dtype
         )
         found = outcome(statistics, targets, losses.unpacked(call.terms), logits.shape[1])
-        ctx.save_for_backward(logits, targets, statistics, weights, divisor)
+        ctx.save_for_backward(logits, targets, statistics, coefficients)
         ctx.call = call
         ctx.mark_non_differentiable(found.log_probs, found.entropy)
         ctx.set_materialize_grads(False)
-        loss = losses.reduced(found.losses, weights, divisor, call.reduction)
+        loss = losses.reduced(found.losses, coefficients, call.reduction)
         return loss, found.log_probs, found.entropy
 
     @staticmethod
@@ -176,9 +176,8 @@ class _CrossEntropy(torch.autograd.Function):
             raise RuntimeError(f"{NAME} is differentiable once: no create_graph=True")
         if dloss is None:
             return (None,) * 5
-        logits, targets, statistics, weights, divisor = ctx.saved_tensors
-        coefficients = weights * (dloss if divisor is None else dloss / divisor)
-        arguments = (targets, statistics, coefficients, ctx.call.terms, ctx.call.backend)
+        logits, targets, statistics, coefficients = ctx.saved_tensors
+        arguments = (targets, statistics, coefficients * dloss, ctx.call.terms, ctx.call.backend)
         if not ctx.call.inplace:
             gradient = torch.ops.fasttrain.cross_entropy_backward(logits, *arguments)
             return None, gradient, None, None, None

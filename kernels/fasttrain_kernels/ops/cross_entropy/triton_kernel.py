@@ -49,6 +49,9 @@ READ_ONCE_WARPS = 8
 READ_TWICE_WARPS = 16
 WIDE_WARPS = 32
 WIDE = 128 * 1024
+# No fused multiply-add: of z = scale * logit, the largest would be unrounded in exp(z - maximum),
+# but the maximum rounded. Memory is what these kernels wait for.
+FUSED = False
 MAX_CLASSES = 2**30  # columns are counted in 32 bits, and up to a block beyond the last
 
 # A kernel reads a scalar of each: alignment, for which Triton compiles anew, would gain nothing.
@@ -288,6 +291,7 @@ def forward(
             WANTS_ENTROPY=wants_entropy,
             BLOCK=block,
             num_warps=warps,
+            enable_fp_fusion=FUSED,
         )
 
 
@@ -321,6 +325,7 @@ def backward(
             **_gradient_scalars(terms, classes),
             BLOCK=block,
             num_warps=warps,
+            enable_fp_fusion=FUSED,
         )
 
 
@@ -351,4 +356,5 @@ def forward_backward(
             HELD=held,
             BLOCK=block,
             num_warps=warps,
+            enable_fp_fusion=FUSED,
         )

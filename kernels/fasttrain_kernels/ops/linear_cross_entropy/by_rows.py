@@ -45,12 +45,33 @@ def forward(
         return found, []
     dtype = backend.product_dtype(dtype)
     statistics = new_statistics(head, targets)
-    rights = [pair.right.to(dtype) for pair in head.pairs]
-    bias = None if head.bias is None else head.bias.to(dtype)
     count = targets.shape[0]
     step = chunk_rows(backend, count, head.classes, dtype, targets.device)
-    memory = rights[0].new_empty(step, head.classes)
     sums = _Sums(head, rows, wanted, dtype, single=count <= step)
+    _add_chunks(
+        backend, head, rows, targets, coefficients, terms, wants_entropy, statistics, sums, step
+    )
+    return statistics, sums.gradients()
+
+
+def _add_chunks(
+    backend: Backend,
+    head: Head,
+    rows: Tensor | None,
+    targets: Tensor,
+    coefficients: Tensor,
+    terms: Terms,
+    wants_entropy: bool,
+    statistics: Tensor,
+    sums: "_Sums",
+    step: int,
+) -> None:
+    """Statistics and gradients, `step` rows at a time. The logits' memory is let go at the end:
+    rounding the sums takes memory of its own."""
+    dtype, count = sums.dtype, targets.shape[0]
+    rights = [pair.right.to(dtype) for pair in head.pairs]
+    bias = None if head.bias is None else head.bias.to(dtype)
+    memory = rights[0].new_empty(step, head.classes)
     for start in range(0, count, step):
         part = slice(start, min(start + step, count))
         lefts = [taken(pair.left, rows, part, dtype) for pair in head.pairs]
@@ -59,7 +80,6 @@ def forward(
             logits, targets[part], terms, statistics[part], wants_entropy, coefficients[part]
         )
         sums.add(part, logits, lefts, rights)
-    return statistics, sums.gradients()
 
 
 def chunk_rows(
@@ -78,6 +98,7 @@ class _Sums:
     def __init__(
         self, head: Head, rows: Tensor | None, wanted: Wanted, dtype: torch.dtype, single: bool
     ) -> None:
+        self.dtype = dtype
         wants_left, wants_right, wants_bias = wanted[0:-1:2], wanted[1:-1:2], wanted[-1]
         self.lefts = [
             RowGradient(pair.left, rows) if wants else None

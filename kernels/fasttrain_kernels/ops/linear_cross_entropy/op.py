@@ -6,13 +6,13 @@ loss is one number, so that all that is unknown is one factor.
 """
 
 from collections.abc import Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from fasttrain_kernels import checks, dispatch, losses
+from fasttrain_kernels import dispatch, losses
 from fasttrain_kernels.dispatch import AUTO, Candidate, Op
 from fasttrain_kernels.losses import LossOutput
 from fasttrain_kernels.ops.cross_entropy.reference import (
@@ -22,6 +22,7 @@ from fasttrain_kernels.ops.cross_entropy.reference import (
     outcome,
     targets_of,
 )
+from fasttrain_kernels.ops.linear_cross_entropy.arguments import check_shapes, product_dtype
 from fasttrain_kernels.ops.linear_cross_entropy.reference import Head, Pair, Problem
 
 FOLDER = "fasttrain_kernels.ops.linear_cross_entropy"
@@ -34,15 +35,9 @@ CANDIDATES = (
 )
 
 
-def describe(
-    *,
-    device: torch.device | str,
-    dtype: torch.dtype,
-    classes: int,
-    weight_dtype: torch.dtype | None = None,
-) -> Problem:
+def describe(*, device: torch.device | str, dtype: torch.dtype, classes: int) -> Problem:
     """The problem of a head of `classes` classes whose products have operands of `dtype`."""
-    return Problem(torch.device(device), dtype, weight_dtype or dtype, classes)
+    return Problem(torch.device(device), dtype, classes)
 
 
 LINEAR_CROSS_ENTROPY = Op(
@@ -76,13 +71,16 @@ def _head(factors: Sequence[Tensor], bias: Tensor | None) -> Head:
 
 def _kernel(head: Head, dtype: torch.dtype, op: str, backend: str) -> Any:
     weight = head.pairs[0].right
-    problem = Problem(weight.device, dtype, weight.dtype, head.classes)
+    problem = Problem(weight.device, dtype, head.classes)
     return dispatch.find(op).select(problem, backend)
 
 
-def _own_dtypes(head: Head) -> AbstractContextManager[None]:
+def _own_dtypes(head: Head) -> AbstractContextManager[Any]:
     """Autocast has had its say in the operands' dtype: here it would narrow what is made wide."""
-    return torch.autocast(head.pairs[0].right.device.type, enabled=False)
+    device = head.pairs[0].right.device.type
+    if not torch.amp.is_autocast_available(device):
+        return nullcontext()
+    return torch.autocast(device, enabled=False)
 
 
 def _filled(gradients: Sequence[Tensor | None], like: Tensor) -> list[Tensor]:
@@ -202,7 +200,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
         *factors: Tensor,
     ) -> tuple[Tensor, Tensor, Tensor]:
         dtype = compute_dtype(factors[0].dtype)
-        weights, divisor = losses.row_weights(
+        coefficients = losses.row_coefficients(
             targets, token_weights, num_items, call.reduction, dtype
         )
         wanted = [*ctx.needs_input_grad[6:], ctx.needs_input_grad[5]]  # factors, bias
@@ -212,7 +210,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
             bias,
             rows,
             targets,
-            weights,
+            coefficients,
             call.terms,
             wanted if now else [False] * len(wanted),
             call.wants_entropy,
@@ -222,11 +220,11 @@ class _LinearCrossEntropy(torch.autograd.Function):
         )
         ctx.call, ctx.wanted = call, wanted
         if call.by_panels:
-            ctx.save_for_backward(divisor, targets, weights, statistics, rows, bias, *factors)
+            ctx.save_for_backward(targets, coefficients, statistics, rows, bias, *factors)
         else:
-            ctx.save_for_backward(divisor, *gradients)
+            ctx.save_for_backward(*gradients)
         found = outcome(statistics, targets, losses.unpacked(call.terms), factors[1].shape[0])
-        loss = losses.reduced(found.losses, weights, divisor, call.reduction)
+        loss = losses.reduced(found.losses, coefficients, call.reduction)
         ctx.mark_non_differentiable(found.log_probs, found.entropy)
         ctx.set_materialize_grads(False)
         return loss, found.log_probs, found.entropy
@@ -237,27 +235,24 @@ class _LinearCrossEntropy(torch.autograd.Function):
             raise RuntimeError(f"{ctx.call.op} is differentiable once: no create_graph=True")
         if dloss is None:
             return (None,) * (5 + len(ctx.wanted))
-        divisor, *saved = ctx.saved_tensors
-        # The division waits until here: a gradient a thousandth as large underflows in float16.
-        factor = dloss if divisor is None else dloss / divisor
         if ctx.call.by_panels:
-            found = _backward_by_panels(ctx.call, ctx.wanted, factor, saved)
+            found = _backward_by_panels(ctx.call, ctx.wanted, dloss, ctx.saved_tensors)
         else:
-            found = [losses.scaled(gradient, factor) for gradient in saved]
+            found = [losses.scaled(gradient, dloss) for gradient in ctx.saved_tensors]
         found = [grad if wants else None for grad, wants in zip(found, ctx.wanted, strict=True)]
         return (None, None, None, None, None, found[-1], *found[:-1])
 
 
 def _backward_by_panels(
-    call: Call, wanted: list[bool], factor: Tensor, saved: list[Any]
+    call: Call, wanted: list[bool], dloss: Tensor, saved: Sequence[Any]
 ) -> list[Any]:
-    targets, weights, statistics, rows, bias, *factors = saved
+    targets, coefficients, statistics, rows, bias, *factors = saved
     found: list[Any] = torch.ops.fasttrain.linear_cross_entropy_backward(
         factors,
         bias,
         rows,
         targets,
-        weights * factor,
+        coefficients * dloss,
         call.terms,
         wanted,
         statistics,
@@ -307,12 +302,14 @@ def fused(
     losses.check_labels(op, labels, rows, ignore_index, weight.shape[0], targets)
     if recompute is None:
         recompute = weight.device.type == "cpu" and weight.dtype in (torch.bfloat16, torch.float16)
+    # A float16 gradient needs the loss scale that comes with the backward pass.
+    by_panels = recompute or reduction == "none" or dtype == torch.float16
     call = Call(
         losses.packed(terms),
         reduction,
         wants_entropy,
         torch.is_grad_enabled(),
-        recompute or reduction == "none",
+        by_panels,
         dtype,
         op,
         backend,
@@ -324,50 +321,6 @@ def fused(
     if reduction == "none":
         loss = losses.spread(loss, rows, count).view(shape)
     return LossOutput(loss, *per_row)
-
-
-def check_shapes(
-    op: str, factors: Sequence[Tensor], bias: Tensor | None, labels: Tensor, rows: Tensor | None
-) -> None:
-    """ValueError where the tensors don't fit each other."""
-    hidden, weight = factors[:2]
-    named = {"hidden": hidden, "weight": weight}
-    if len(factors) == 4:
-        named |= {"adapter's inner": factors[2], "adapter's outer": factors[3]}
-    names = list(named)
-    for left, right in zip(names[0::2], names[1::2], strict=True):
-        one, other = named[left], named[right]
-        fits = one.dim() > 1 and other.dim() == 2 and one.shape[-1] == other.shape[1] > 0
-        if not fits or other.shape[0] != weight.shape[0] or weight.shape[0] == 0:
-            raise ValueError(
-                f"{op}: {right} {tuple(other.shape)} must be (V, K) for {left} (..., K) with V, K "
-                f"> 0; {left} is {tuple(one.shape)}, weight {tuple(weight.shape)}"
-            )
-        if one.shape[:-1] != labels.shape:
-            raise ValueError(
-                f"{op}: labels {tuple(labels.shape)} must have the shape of {left} without its "
-                f"last dimension; {left} is {tuple(one.shape)}"
-            )
-    if bias is not None and bias.shape != weight.shape[:1]:
-        raise ValueError(f"{op}: bias {tuple(bias.shape)} must be ({weight.shape[0]},)")
-    if rows is not None and (rows.dim() != 1 or rows.dtype != torch.int64):
-        raise ValueError(
-            f"{op}: rows {tuple(rows.shape)} of {checks.short(rows.dtype)} must be (S,) of int64"
-        )
-    checks.floating(op, **named, bias=bias)
-    checks.same_device(op, **named, bias=bias, labels=labels, rows=rows)
-
-
-def product_dtype(op: str, factors: Sequence[Tensor], bias: Tensor | None) -> torch.dtype:
-    """The dtype of the products' operands: the tensors' own, or autocast's, as F.linear has it."""
-    found = {tensor.dtype for tensor in (*factors, bias) if tensor is not None}
-    device = factors[0].device.type
-    if torch.is_autocast_enabled(device) and torch.float64 not in found:
-        return torch.get_autocast_dtype(device)
-    if len(found) > 1:
-        listed = ", ".join(sorted(map(checks.short, found)))
-        raise ValueError(f"{op}: tensors of several dtypes ({listed}); cast them, or use autocast")
-    return factors[0].dtype
 
 
 def linear_cross_entropy(
@@ -391,7 +344,7 @@ def linear_cross_entropy(
     recompute: bool | None = None,
     backend: str = AUTO,
 ) -> Tensor | LossOutput:
-    """Cross-entropy, in nats, of the logits hidden @ weight.T, which never all exist.
+    """Cross-entropy, in nats, of the logits hidden @ weight.T, of which few exist at a time.
 
     hidden (..., H), weight (V, H), labels (...) integers. The logits are softcap(scale * (hidden @
     weight.T + bias + inner @ outer.T)): bias (V,); adapter = inner (..., R) and outer (V, R), a
@@ -401,21 +354,24 @@ def linear_cross_entropy(
     rows: (S,) int64, the positions (of the flattened labels) that count, each at most once. Given
     them, nothing waits for the device. Without them they are looked for, which on a GPU waits once;
     in a compiled graph, or one that is being captured, every position is computed instead.
-    reduction "mean" divides by num_items (a number, or a tensor of one), by default the number of
-    labels that count. Where nothing counts the loss is 0.
+    reduction "mean" divides by num_items (a number, or a tensor of one on the device: to fetch it
+    from elsewhere would wait), by default the number of labels that count. Where nothing counts the
+    loss is 0.
     label_smoothing, z_loss: see ops/cross_entropy/reference.py. token_weights (...): what each loss
     is multiplied by; they get no gradient.
     return_log_probs, return_entropy: return a LossOutput with them, without gradients.
     recompute: True makes the logits twice, rather than gradients in the forward pass: 4/3 of the
-    FLOPs, the least memory. None: only where it must be (reduction "none"), and on a CPU for 16-bit
+    FLOPs, the least memory. None: only where it must be (reduction "none", and float16, whose
+    gradients need the loss scale that comes with the backward pass), and on a CPU for 16-bit
     weights, whose gradient would be added up in a float32 copy.
 
     A label that is neither a class nor ignore_index is a ValueError on a CPU, and on a GPU inside
     `use(checked=True)`. Elsewhere, and in compiled graphs, it makes loss and gradients NaN.
 
     Under autocast, products have operands of autocast's dtype on a GPU. On a CPU operands are
-    always widened to float32. Gradients are added up in float32, and rounded once, or twice where
-    the loss is scaled. Bitwise repeatable. Differentiable once.
+    always widened to float32. Gradients are added up in float32 from chunk to chunk, and rounded
+    once, or twice where the loss is scaled; what cuBLAS does within a product is its own setting
+    (torch.backends.cuda.matmul). Bitwise repeatable. Differentiable once.
 
     Raises ValueError for shapes, dtypes, devices and options that don't fit, UnsupportedKernel
     where the backend asked for can't serve.

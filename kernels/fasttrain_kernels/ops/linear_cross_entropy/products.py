@@ -66,14 +66,17 @@ def product(a: Tensor, b: Tensor, out: Tensor, add: bool = False) -> None:
 @functools.cache
 def _adds_to_float32(device: torch.device, dtype: torch.dtype) -> bool:
     """Whether this torch adds a product of narrow operands to a float32 sum in one pass: some
-    releases since 2.8, which brought such products, want the sum in the operands' dtype."""
-    operand = torch.zeros(8, 8, dtype=dtype, device=device)
-    total = torch.zeros(8, 8, dtype=torch.float32, device=device)
+    releases since 2.8, which brought such products, want the sum in the operands' dtype. Asked once
+    a process, which waits for the device."""
+    operand = torch.ones(8, 8, dtype=dtype, device=device)
+    total = torch.ones(8, 8, dtype=torch.float32, device=device)
     try:
         torch.ops.aten.addmm.dtype_out(total, operand, operand, total.dtype, out=total)
+    except torch.OutOfMemoryError:
+        raise
     except RuntimeError:
         return False
-    return True
+    return bool((total == 9).all())
 
 
 def make_logits(

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from fasttrain_kernels.ops.cross_entropy import reference as row_reference
-from fasttrain_kernels.ops.cross_entropy.reference import FIELDS, Terms, compute_dtype
+from fasttrain_kernels.ops.cross_entropy.reference import FIELDS, Problem, Terms, compute_dtype
 
 
 class Pair(NamedTuple):
@@ -46,15 +46,6 @@ class Head(NamedTuple):
 # Of each of Head.tensors(): whether its gradient is wanted; and the gradient, None where it is not.
 Wanted = tuple[bool, ...]
 Gradients = list[Tensor | None]
-
-
-class Problem(NamedTuple):
-    """The facts that decide which backend can serve a call."""
-
-    device: torch.device
-    dtype: torch.dtype  # of the products' operands
-    weight_dtype: torch.dtype
-    classes: int
 
 
 def unsupported(problem: Problem) -> str | None:

@@ -39,7 +39,7 @@ def parity(kernel: ModuleType, device: torch.device, truncating: bool = False) -
     with full_precision():
         for dtype in DTYPES:
             for rows, width, classes, terms, extras, named in PROBLEMS:
-                if kernel.unsupported(Problem(device, dtype, dtype, classes)) is None:
+                if kernel.unsupported(Problem(device, dtype, classes)) is None:
                     found = HeadProblem(device, dtype, rows, width, classes, terms, extras, named)
                     worst = max(worst, found.worst(kernel, truncating))
     return worst

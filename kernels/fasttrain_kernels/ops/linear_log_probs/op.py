@@ -41,7 +41,8 @@ def linear_log_probs(
 
     hidden (..., H), weight (V, H), labels (...) -> the shape of labels, 0 where ignored. With
     cu_seqlens (D + 1,) int32 or int64, where each document of the flattened positions begins and,
-    last, where they end -> (D,). float32 (float64 for float64). Differentiable once.
+    last, where they end -> (D,). float32 (float64 for float64). Differentiable once. Bounds that
+    don't rise within the positions are a ValueError wherever labels are looked at.
 
     What preference losses are made of: the logits are made twice, so no gradient has to be known
     before the loss. The other arguments, what raises, and what a label that is no class does: as

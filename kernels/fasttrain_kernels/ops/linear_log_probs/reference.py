@@ -18,7 +18,7 @@ __all__ = ["backward", "document_sums", "forward", "unsupported"]
 def document_sums(values: Tensor, cu_seqlens: Tensor) -> Tensor:
     """values (N,), cu_seqlens (D + 1,) -> (D,): the sum over each document; 0 for an empty one.
 
-    In float64, in order of position: repeatable, and no document's sum depends on another's.
+    In float64, in an order that is fixed: repeatable, and no document's sum depends on another's.
     Nothing outside values is read, whatever cu_seqlens holds.
     """
     offsets = cu_seqlens.long().clamp(0, values.shape[0])
