@@ -101,15 +101,15 @@ def test_the_same_file_twice(sources_problems, write, workspace):
             "a.parquet: the Parquet file is truncated: it does not end with PAR1. Fetch it again.",
         ),
         ("a.parquet", b"x", "a.parquet: no Parquet file: it does not begin with PAR1."),
-        ("a.jsonl.gz", gzip.compress(b'{"a": 1}\n'), None),
+        ("a.jsonl.gz", gzip.compress(b'{"a": 1}\n', mtime=0), None),
         (
             "a.jsonl.gz",
-            gzip.compress(b'{"a": }\n'),
+            gzip.compress(b'{"a": }\n', mtime=0),
             "a.jsonl.gz:1: invalid JSON at column 7 (Expecting value).",
         ),
         (
             "a.jsonl.gz",
-            gzip.compress(b'{"a": 1}\n')[:-9],
+            gzip.compress(b'{"a": 1}\n', mtime=0)[:-9],
             "a.jsonl.gz: the gzip file is truncated or damaged (Compressed file ended before the "
             "end-of-stream marker was reached).",
         ),
