@@ -108,7 +108,10 @@ WHOLE_FILES = {
     "utf16.txt": ("hello".encode("utf-16"), "this is UTF-16 text"),
     "pointer.jsonl": (b"version https://git-lfs.github.com/spec/v1", "a Git LFS pointer"),
     "plain.jsonl.gz": (GOOD, "the gzip file is truncated or damaged"),
-    "cut.jsonl.gz": (gzip.compress(GOOD * 100, mtime=0)[:-12], "the gzip file is truncated or damaged"),
+    "cut.jsonl.gz": (
+        gzip.compress(GOOD * 100, mtime=0)[:-12],
+        "the gzip file is truncated or damaged",
+    ),
     "cut.json": (b"[" + GOOD + b",\n" + GOOD, "cut.json:2: expected ',' or ']' after a row"),
     "cut2.json": (b"[" + GOOD + b',\n{"a": ', "cut2.json:2: invalid JSON at column 7"),
     "more.json": (b"[" + GOOD + b"]\n[]", "more follows after the array"),
