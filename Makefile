@@ -26,9 +26,10 @@ $(VENV)/.installed: pyproject.toml constraints.txt setup.py CMakeLists.txt $(wil
 quickstart: setup  ## train a small model on this machine and show what it learnt
 	$(BIN)/fasttrain run configs/quickstart.yaml
 
-# One process a core with one thread each: two threads a process would fight over the cores.
+# One process a core with one thread each: two threads a process would fight over the cores. Who is
+# done takes tests from the other, which a test of minutes holds up.
 test: setup  ## the tests (CPU)
-	OMP_NUM_THREADS=1 $(BIN)/pytest -n auto
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n auto --dist worksteal
 
 test-gpu: setup  ## the tests that need a CUDA device
 	$(BIN)/pytest -m gpu
