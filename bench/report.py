@@ -106,10 +106,7 @@ def errors_of(providers):
 
 def plot(op, report, path):
     """Bars of speed relative to the baseline, a group per case that it ran in; whether any is."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
+    from matplotlib.figure import Figure
 
     cases = [
         case for case in report["cases"] if "ms" in case["providers"].get(case["baseline"], {})
@@ -119,7 +116,8 @@ def plot(op, report, path):
     )
     if not cases:
         return False
-    figure, axes = plt.subplots(figsize=(9, 1.2 + 0.5 * len(cases)))
+    figure = Figure(figsize=(9, 1.2 + 0.5 * len(cases)))
+    axes = figure.subplots()
     height = 0.8 / len(names)
     speeds = {name: [speed(case, name) for case in cases] for name in names}
     for i, (name, found) in enumerate(speeds.items()):
@@ -135,7 +133,6 @@ def plot(op, report, path):
     axes.legend(loc="lower right")
     figure.tight_layout()
     figure.savefig(path, dpi=110)
-    plt.close(figure)
     return True
 
 

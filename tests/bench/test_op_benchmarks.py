@@ -99,10 +99,14 @@ def test_what_an_h200_should_take():
     shape = Shape(8192, 4096, 128256, BF16)
     products = 6 * 8192 * 4096 * 128256 / 790e12
     logits = 8192 * 128256 * 4 / 4.3e12
-    assert heads.h200_seconds(shape) == pytest.approx(products + logits)
-    twice = Shape(16384, 4096, 128256, BF16)  # two chunks: dweight is read and written once more
-    summing = 128256 * 4096 * 8 / 4.3e12
-    assert heads.h200_seconds(twice) == pytest.approx(2 * (products + logits) + summing)
+    weight, hidden = 128256 * 4096, 8192 * 4096  # elements, whose gradients are scaled
+    scaling = (weight + hidden) * 4 / 4.3e12
+    assert heads.h200_seconds(shape) == pytest.approx(products + logits + scaling)
+    twice = Shape(16384, 4096, 128256, BF16)  # two chunks: dweight is added up in float32
+    summing = weight * (8 + 6) / 4.3e12  # read and written once more, then rounded
+    scaling = (weight + 2 * hidden) * 4 / 4.3e12
+    expected = 2 * (products + logits) + summing + scaling
+    assert heads.h200_seconds(twice) == pytest.approx(expected)
     assert heads.h200_seconds(Shape(8192, 4096, 128256, F32)) is None
 
 
