@@ -69,7 +69,7 @@ def test_transformers_still_loads_from_the_checkouts_root():
 EVERY_OP = {"__init__.py", "reference.py", "op.py", "self_test.py"}
 BACKENDS = {"cpu_kernel.py", "triton_kernel.py", "cuda_kernel.py"}
 PARTS = {
-    "cross_entropy": {"triton_rows.py"},
+    "cross_entropy": {"native_rows.py", "triton_rows.py"},
     "linear_cross_entropy": {"arguments.py", "by_rows.py", "by_panels.py", "products.py"},
 }
 

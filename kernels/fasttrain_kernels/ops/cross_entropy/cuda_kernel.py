@@ -6,11 +6,13 @@ thousand; what is beyond that is read again from the L2 cache. Bitwise repeatabl
 """
 
 import torch
-from torch import Tensor
 
 from fasttrain_kernels import native
 from fasttrain_kernels.checks import short
-from fasttrain_kernels.ops.cross_entropy.reference import Problem, Terms
+from fasttrain_kernels.ops.cross_entropy.native_rows import backward, forward, forward_backward
+from fasttrain_kernels.ops.cross_entropy.reference import Problem
+
+__all__ = ["backward", "forward", "forward_backward", "unsupported"]
 
 SERVED = (torch.float32, torch.bfloat16, torch.float16)
 
@@ -27,72 +29,3 @@ def unsupported(problem: Problem) -> str | None:
     if not torch.cuda.is_available():
         return "this process sees no CUDA device"
     return native.cuda_why_not(problem.device)
-
-
-def forward(
-    logits: Tensor,
-    targets: Tensor,
-    terms: Terms,
-    statistics: Tensor,
-    wants_entropy: bool,
-    first: int = 0,
-) -> None:
-    """As reference.forward."""
-    torch.ops.fasttrain_native.cross_entropy_forward(
-        logits,
-        targets.contiguous(),
-        terms.scale,
-        terms.softcap or 0.0,
-        terms.label_smoothing != 0,
-        wants_entropy,
-        first,
-        statistics,
-    )
-
-
-def backward(
-    logits: Tensor,
-    targets: Tensor,
-    terms: Terms,
-    statistics: Tensor,
-    coefficients: Tensor,
-    out: Tensor,
-    first: int,
-    classes: int,
-) -> None:
-    """As reference.backward."""
-    torch.ops.fasttrain_native.cross_entropy_backward(
-        logits,
-        targets.contiguous(),
-        statistics,
-        coefficients.contiguous(),
-        terms.scale,
-        terms.softcap or 0.0,
-        terms.label_smoothing,
-        terms.z_loss,
-        first,
-        classes,
-        out,
-    )
-
-
-def forward_backward(
-    logits: Tensor,
-    targets: Tensor,
-    terms: Terms,
-    statistics: Tensor,
-    wants_entropy: bool,
-    coefficients: Tensor,
-) -> None:
-    """As reference.forward_backward."""
-    torch.ops.fasttrain_native.cross_entropy_forward_backward(
-        logits,
-        targets.contiguous(),
-        coefficients.contiguous(),
-        terms.scale,
-        terms.softcap or 0.0,
-        terms.label_smoothing,
-        terms.z_loss,
-        wants_entropy,
-        statistics,
-    )
