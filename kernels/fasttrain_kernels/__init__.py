@@ -19,15 +19,18 @@ from fasttrain_kernels.dispatch import (
     explain,
     use,
 )
+from fasttrain_kernels.layout import DocumentLayout
 from fasttrain_kernels.losses import LossOutput
 from fasttrain_kernels.ops.cross_entropy.op import cross_entropy
 from fasttrain_kernels.ops.linear_cross_entropy.op import linear_cross_entropy
 from fasttrain_kernels.ops.linear_log_probs.op import linear_log_probs
+from fasttrain_kernels.ops.packed_attention.op import packed_attention
 from fasttrain_kernels.ops.rms_norm.op import rms_norm
 
 __all__ = [
     "Checked",
     "Choice",
+    "DocumentLayout",
     "LossOutput",
     "Rejection",
     "UnsupportedKernel",
@@ -37,6 +40,7 @@ __all__ = [
     "explain",
     "linear_cross_entropy",
     "linear_log_probs",
+    "packed_attention",
     "rms_norm",
     "use",
 ]

@@ -8,8 +8,10 @@ The choice follows from the problem and from what was asked:
    "auto". Mode "eager" is the reference for every op not named at a higher level. (`checked=true`,
    in either, chooses nothing: it has labels looked at on a GPU.)
 2. A backend asked for by name is taken, or the call fails with the reason.
-3. "auto" takes the first candidate that is made for the device and has no reason against it.
-   In mode "strict" it takes the very first or fails.
+3. "auto" takes the first candidate that is made for the device and has no reason against it. A
+   backend that can serve may still advise against itself (`advice(problem)`), where another is known
+   to be faster; by name it is taken all the same. In mode "strict", auto takes the very first that
+   doesn't, or fails.
 4. "eager", the reference, is last and always legal.
 
 `Op.select` is the hot path: a dictionary look-up. `choose` and `explain` are for people, and for
@@ -169,6 +171,12 @@ class Op:
         reason: str | None = module.unsupported(problem)
         return reason
 
+    def advice(self, candidate: Candidate, problem: Any) -> str | None:
+        """Why `candidate`, which may well serve, had better not be taken by itself; or None."""
+        module = candidate.load()
+        advise = None if isinstance(module, str) else getattr(module, "advice", None)
+        return None if advise is None else advise(problem)
+
     def forget(self) -> None:
         """Drop remembered selections, after something that they rest on has changed."""
         self._selected.clear()
@@ -206,14 +214,16 @@ class Op:
             if not candidate.made_for(device):
                 reason = f"made for {', '.join(candidate.devices)}; the tensors are on {device}"
             else:
-                refused = self.why_not(candidate, problem)
+                refused = self.why_not(candidate, problem) or self.advice(candidate, problem)
                 if refused is None:
                     break
                 reason = refused
             rejected.append(Rejection(candidate.name, reason))
         # Candidates that are left after this one are the survivors among which a parity
         # self-test and a timing pass decide, once there is more than order to go by.
-        first = next(c for c in self.candidates if c.made_for(device))
+        first = next(
+            c for c in self.candidates if c.made_for(device) and self.advice(c, problem) is None
+        )
         if mode == "strict" and candidate is not first:
             why = next(r.reason for r in rejected if r.backend == first.name)
             raise UnsupportedKernel(
