@@ -8,9 +8,9 @@ The choice follows from the problem and from what was asked:
    "auto". Mode "eager" is the reference for every op not named at a higher level. (`checked=true`,
    in either, chooses nothing: it has labels looked at on a GPU.)
 2. A backend asked for by name is taken, or the call fails with the reason.
-3. "auto" takes the first candidate that is made for the device and has no reason against it. A
-   backend that can serve may still advise against itself (`advice(problem)`), where another is known
-   to be faster; by name it is taken all the same. In mode "strict", auto takes the very first that
+3. "auto" takes the first candidate that is made for the device and has no reason against it. One
+   that can serve may still advise against itself (`advice(problem)`), where another is known to be
+   faster; by name it is taken all the same. In mode "strict", "auto" takes the very first that
    doesn't, or fails.
 4. "eager", the reference, is last and always legal.
 

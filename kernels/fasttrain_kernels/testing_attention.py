@@ -73,22 +73,23 @@ def packed_attention_expected(
         begin += length
         for head in range(q.shape[1] if length else 0):
             shared = head // groups
-            rows = [
-                inputs[i][span, head if i in (0, 3) else shared] for i in range(4)
-            ]  # q, k, v, do
-            sink = None if call.sinks is None else float(call.sinks[head])
+            places = {
+                "o": (span, head),
+                "lse": (head, span),
+                "dq": (span, head),
+                "dk": (span, shared),
+                "dv": (span, shared),
+                "dsinks": (head,),
+            }
+            query, key, value, grad = (
+                t[span, head if i in (0, 3) else shared] for i, t in enumerate(inputs)
+            )
             before = None if kept is None else kept[span, head]
-            for name, (value, limit) in _one(*rows, before, sink, call, units).items():
-                at: tuple[slice | int, ...] = {
-                    "o": (span, head),
-                    "lse": (head, span),
-                    "dq": (span, head),
-                    "dk": (span, shared),
-                    "dv": (span, shared),
-                    "dsinks": (head,),
-                }[name]
-                out[name].value[at] += value
-                out[name].limit[at] += limit
+            for name, (value, limit) in _one(
+                query, key, value, grad, before, sink, call, units
+            ).items():
+                out[name].value[places[name]] += value
+                out[name].limit[places[name]] += limit
     for name, expected in out.items():
         if name == "dsinks" and call.sinks is not None:
             expected.limit.add_(ROUNDOFF[call.sinks.dtype] * expected.value.abs())

@@ -16,6 +16,7 @@ Backward, with delta_i = do_i . o_i and o as it was stored (Dao, arXiv 2307.0869
     dsink  = -sum_i exp(sink - lse_i) delta_i
 """
 
+from itertools import pairwise
 from typing import NamedTuple
 
 import torch
@@ -117,7 +118,7 @@ def backward(
 
 def _spans(documents: Documents) -> list[slice]:
     bounds = documents.offsets.tolist()
-    return [slice(a, b) for a, b in zip(bounds, bounds[1:], strict=False) if a < b]
+    return [slice(a, b) for a, b in pairwise(bounds) if a < b]
 
 
 def _heads(tensor: Tensor, span: slice, repeats: int) -> Tensor:

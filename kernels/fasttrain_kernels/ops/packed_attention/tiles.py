@@ -5,6 +5,8 @@ short ones. It names its tokens and the span of the documents that they belong t
 finds from one row where its keys (or, seen from the keys, its queries) begin and end.
 """
 
+from itertools import pairwise
+
 import torch
 from torch import Tensor
 
@@ -21,13 +23,13 @@ def tile_table(offsets: Tensor) -> Tensor:
     tiles: list[tuple[int, int, int, int]] = []
     begin = end = 0  # of the tile that short documents are being collected in
     bounds = offsets.tolist()
-    for start, stop in zip(bounds, bounds[1:], strict=False):
+    for start, stop in pairwise(bounds):
         if stop - begin > TILE and end > begin:
             tiles.append((begin, end, begin, end))
             begin = start
         if stop - start > TILE:
             cuts = [*range(start, stop, TILE), stop]
-            tiles += [(a, b, start, stop) for a, b in zip(cuts, cuts[1:], strict=False)]
+            tiles += [(a, b, start, stop) for a, b in pairwise(cuts)]
             begin = stop
         end = stop
     if end > begin:
