@@ -72,30 +72,29 @@ def packed_attention_expected(
         span = slice(begin, begin + length)
         begin += length
         for head in range(q.shape[1] if length else 0):
-            shared = head // groups
-            places = {
-                "o": (span, head),
-                "lse": (head, span),
-                "dq": (span, head),
-                "dk": (span, shared),
-                "dv": (span, shared),
-                "dsinks": (head,),
-            }
-            query, key, value, grad = (
-                t[span, head if i in (0, 3) else shared] for i, t in enumerate(inputs)
-            )
+            heads = (head, head // groups, head // groups, head)
+            query, key, value, grad = (t[span, n] for t, n in zip(inputs, heads, strict=True))
             before = None if kept is None else kept[span, head]
-            for name, (value, limit) in _one(
-                query, key, value, grad, before, sink, call, units
-            ).items():
-                out[name].value[places[name]] += value
-                out[name].limit[places[name]] += limit
+            sink = None if call.sinks is None else float(call.sinks[head])
+            found = _one(query, key, value, grad, before, sink, call, units)
+            for name, parts in found.items():
+                for total, part in zip((out[name].value, out[name].limit), parts, strict=True):
+                    _place(total, name, span, head, head // groups).add_(part)
     for name, expected in out.items():
         if name == "dsinks" and call.sinks is not None:
             expected.limit.add_(ROUNDOFF[call.sinks.dtype] * expected.value.abs())
         elif name != "lse":
             expected.limit.add_(stored * expected.value.abs() + floor)
     return out
+
+
+def _place(total: Tensor, name: str, span: slice, head: int, shared: int) -> Tensor:
+    """Where a document and a query head contribute to a result: dk and dv by the key head."""
+    if name == "lse":
+        return total[head, span]
+    if name == "dsinks":
+        return total[head]
+    return total[span, head if name in ("o", "dq") else shared]
 
 
 def _one(
