@@ -30,6 +30,10 @@ STABLE_TORCH_LIBRARY(fasttrain_native, m) {
       "float scale, float softcap, float label_smoothing, float z_loss, bool wants_entropy, "
       "Tensor(b!) statistics) -> ()");
 
+  // owners: int32, tokens: int64; dweight: zeros. What they are: csrc/cpu/embedding.h.
+  m.def(
+      "embedding_backward(Tensor dy, Tensor owners, Tensor tokens, Tensor(a!) dweight) -> ()");
+
   // Of the CUDA library: why none of its kernels runs on that device; empty where they do.
   m.def("cuda_error(int device) -> str");
 }

@@ -22,6 +22,7 @@ from fasttrain_kernels.dispatch import (
 from fasttrain_kernels.layout import DocumentLayout
 from fasttrain_kernels.losses import LossOutput
 from fasttrain_kernels.ops.cross_entropy.op import cross_entropy
+from fasttrain_kernels.ops.embedding.op import embedding
 from fasttrain_kernels.ops.linear_cross_entropy.op import linear_cross_entropy
 from fasttrain_kernels.ops.linear_log_probs.op import linear_log_probs
 from fasttrain_kernels.ops.packed_attention.op import packed_attention
@@ -37,6 +38,7 @@ __all__ = [
     "check",
     "choose",
     "cross_entropy",
+    "embedding",
     "explain",
     "linear_cross_entropy",
     "linear_log_probs",
