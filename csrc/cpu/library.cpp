@@ -33,6 +33,17 @@ STABLE_TORCH_LIBRARY(fasttrain_native, m) {
   // owners: int32, tokens: int64; dweight: zeros. What they are: csrc/cpu/embedding.h.
   m.def(
       "embedding_backward(Tensor dy, Tensor owners, Tensor tokens, Tensor(a!) dweight) -> ()");
+  // q, k: either may be none. cos, sin, weights, dweight (2, head_dim), partials (chunks, 2,
+  // head_dim): float32, or float64 where q is. back: by the opposite angles. dq, dk: empty where not
+  // wanted.
+  m.def(
+      "rope_forward(Tensor? q, Tensor? k, Tensor cos, Tensor sin, Tensor? q_weight, "
+      "Tensor? k_weight, float eps, bool interleaved, bool back, Tensor(a!) q_out, "
+      "Tensor(b!) k_out) -> ()");
+  m.def(
+      "rope_norm_backward(Tensor? q_grad, Tensor? k_grad, Tensor q, Tensor k, Tensor cos, "
+      "Tensor sin, Tensor q_weight, Tensor k_weight, float eps, bool interleaved, Tensor(a!) dq, "
+      "Tensor(b!) dk, Tensor(c!) dweight, Tensor(d!) partials) -> ()");
 
   // Of the CUDA library: why none of its kernels runs on that device; empty where they do.
   m.def("cuda_error(int device) -> str");

@@ -171,6 +171,92 @@ FT_INLINE void store(T* to, Vec<Acc<T>> value, First first) {
   for (int64_t i = 0; i < first.n; ++i) to[i] = buffer[i];
 }
 
+// ---- pairs: neighbours in memory, or elements of two halves --------------------------------------
+
+template <class T>
+struct Pair {
+  Vec<T> first, second;
+};
+
+// Lane i is lane mask[i] of the two vectors laid side by side. The masks are constants.
+template <class V, class Mask>
+FT_INLINE V shuffle(V low, V high, Mask mask) {
+#if defined(__clang__)
+  constexpr int64_t lanes = sizeof(V) / sizeof(low[0]);
+  V result{};
+#pragma clang loop unroll(full)
+  for (int64_t i = 0; i < lanes; ++i) result[i] = mask[i] < lanes ? low[mask[i]] : high[mask[i] - lanes];
+  return result;
+#else
+  return __builtin_shuffle(low, high, mask);
+#endif
+}
+
+template <class T>
+struct IndexOf {
+  typedef int32_t type __attribute__((vector_size(FT_VECTOR_BYTES)));
+};
+template <>
+struct IndexOf<double> {
+  typedef int64_t type __attribute__((vector_size(FT_VECTOR_BYTES)));
+};
+
+// Elements 0, 2, 4 ... and 1, 3, 5 ... of two vectors in a row.
+template <class T>
+FT_INLINE Pair<T> apart(Vec<T> low, Vec<T> high) {
+  typename IndexOf<T>::type even;
+#pragma GCC unroll 16
+  for (int64_t i = 0; i < kLanes<T>; ++i) even[i] = 2 * i;
+  return {shuffle(low, high, even), shuffle(low, high, even + 1)};
+}
+
+// The other way: two vectors whose elements take turns. first: the lower one.
+template <class T>
+FT_INLINE Pair<T> in_turn(Pair<T> pair) {
+  typename IndexOf<T>::type low;
+#pragma GCC unroll 16
+  for (int64_t i = 0; i < kLanes<T>; ++i) low[i] = i / 2 + (i % 2) * kLanes<T>;
+  return {shuffle(pair.first, pair.second, low),
+          shuffle(pair.first, pair.second, low + kLanes<T> / 2)};
+}
+
+// As many pairs of neighbours as a vector has lanes.
+template <class T>
+FT_INLINE Pair<T> load_neighbours(const T* from, Whole) {
+  return apart<T>(load(from, Whole{}), load(from + kLanes<T>, Whole{}));
+}
+FT_INLINE Pair<float> load_neighbours(const BFloat16* from, Whole) {
+  VecU32 bits;
+  __builtin_memcpy(&bits, from, sizeof(bits));
+  return {reinterpret_cast<VecF32>(bits << 16), reinterpret_cast<VecF32>(bits & 0xffff0000u)};
+}
+
+template <class T>
+FT_INLINE void store_neighbours(T* to, Pair<T> pair, Whole) {
+  const Pair<T> rows = in_turn(pair);
+  store(to, rows.first, Whole{});
+  store(to + kLanes<T>, rows.second, Whole{});
+}
+FT_INLINE void store_neighbours(BFloat16* to, Pair<float> pair, Whole) {
+  const VecU32 bits = (round_upper_half(pair.first) >> 16) |
+                      (round_upper_half(pair.second) & 0xffff0000u);
+  __builtin_memcpy(to, &bits, sizeof(bits));
+}
+
+// Only the first n pairs: the others read as zero, and their memory is not touched.
+template <class T>
+FT_INLINE Pair<Acc<T>> load_neighbours(const T* from, First first) {
+  T buffer[2 * kLanes<Acc<T>>] = {};
+  for (int64_t i = 0; i < 2 * first.n; ++i) buffer[i] = from[i];
+  return load_neighbours(buffer, Whole{});
+}
+template <class T>
+FT_INLINE void store_neighbours(T* to, Pair<Acc<T>> pair, First first) {
+  T buffer[2 * kLanes<Acc<T>>];
+  store_neighbours(buffer, pair, Whole{});
+  for (int64_t i = 0; i < 2 * first.n; ++i) to[i] = buffer[i];
+}
+
 // ---- loops over a row ----------------------------------------------------------------------------
 
 // body(offset, lanes) for each vector of a row; `lanes` is Whole, for the last one perhaps First.

@@ -27,6 +27,8 @@ from fasttrain_kernels.ops.linear_cross_entropy.op import linear_cross_entropy
 from fasttrain_kernels.ops.linear_log_probs.op import linear_log_probs
 from fasttrain_kernels.ops.packed_attention.op import packed_attention
 from fasttrain_kernels.ops.rms_norm.op import rms_norm
+from fasttrain_kernels.ops.rope.op import rope
+from fasttrain_kernels.ops.rope.table import rope_table
 
 __all__ = [
     "Checked",
@@ -44,5 +46,7 @@ __all__ = [
     "linear_log_probs",
     "packed_attention",
     "rms_norm",
+    "rope",
+    "rope_table",
     "use",
 ]

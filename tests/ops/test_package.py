@@ -71,6 +71,7 @@ BACKENDS = {"cpu_kernel.py", "triton_kernel.py", "cuda_kernel.py"}
 PARTS = {
     "cross_entropy": {"native_rows.py", "triton_rows.py"},
     "linear_cross_entropy": {"arguments.py", "by_rows.py", "by_panels.py", "products.py"},
+    "rope": {"table.py", "triton_heads.py"},
 }
 
 
