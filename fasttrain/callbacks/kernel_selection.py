@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections import defaultdict
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from typing import TYPE_CHECKING
 
 from fasttrain_kernels.dispatch import Choice, choose
@@ -18,35 +18,14 @@ from fasttrain.core.batch import BatchProfile
 from fasttrain.core.events import Callback
 from fasttrain.core.interfaces import LanguageModel
 from fasttrain.core.kernel_plan import KernelPlan, KernelRow, KernelSite
-from fasttrain.model.transforms.sites import (
-    HeadSite,
-    NormSite,
-    NotASite,
-    find_heads,
-    find_rms_norms,
-)
+from fasttrain.model.transforms.sites.search import SEARCHES, Search
+from fasttrain.model.transforms.sites.site import NotASite, Site
 from fasttrain.runtime.files import write_atomically
 
 if TYPE_CHECKING:
     from fasttrain.core.run import Run
 
 AUTO, EAGER = "auto", "eager"
-Site = NormSite | HeadSite
-
-
-@dataclass(frozen=True)
-class Search:
-    """How the sites of one op are found, and what they are called."""
-
-    op: str
-    what: str
-    find: Callable[[nn.Module], tuple[Sequence[Site], Sequence[NotASite]]]
-
-
-SEARCHES = (
-    Search(NormSite.op, "RMS norm", find_rms_norms),
-    Search(HeadSite.op, "output layer to fuse with the loss", find_heads),
-)
 
 
 class KernelSelection(Callback):
@@ -85,7 +64,7 @@ def select_kernels(
     where `kernels.mode: strict` meets anything but the first choice.
     """
     plan = decided or KernelPlan()
-    taken = {site.path for site in plan.sites}
+    taken = {(site.op, site.path) for site in plan.sites}
     for search in SEARCHES:
         found = _select(search, model, profile, config, taken)
         plan = KernelPlan((*plan.sites, *found.sites), (*plan.rows, *found.rows))
@@ -97,11 +76,11 @@ def _select(
     model: nn.Module,
     profile: BatchProfile,
     config: KernelsConfig,
-    taken: set[str],
+    taken: set[tuple[str, str]],
 ) -> KernelPlan:
     """Sites and rows of one op; sites that are `taken` are somebody else's."""
     every_site, others = search.find(model)
-    sites = [site for site in every_site if site.path not in taken]
+    sites = [site for site in every_site if (site.op, site.path) not in taken]
     requested = getattr(config, search.op)
     if not every_site and requested not in (AUTO, EAGER):
         raise _no_site(search, requested, others)
@@ -128,7 +107,7 @@ def _choose(site: Site, requested: str, profile: BatchProfile, config: KernelsCo
             source="the config",
             device=profile.device,
             dtype=profile.dtype,
-            **site.facts,
+            **site.facts(profile),
         )
     except ValueError as error:  # UnsupportedKernel, or settings that contradict each other
         raise UserError(Problem(key=f"kernels.{site.op}", what=f"{error}.")) from error

@@ -23,6 +23,9 @@ class Layout(Protocol):
     def lengths(self) -> tuple[int, ...]:
         """Tokens of each document, in order; host integers, so that using them never syncs."""
 
+    def to(self, device: torch.device) -> Layout:
+        """The same with what kernels read on `device`."""
+
 
 @dataclass(frozen=True)
 class Batch:
@@ -52,6 +55,7 @@ class Batch:
             position_ids=self.position_ids.to(device, non_blocking=True),
             cu_seqlens=self.cu_seqlens.to(device, non_blocking=True),
             supervised_index=self.supervised_index.to(device, non_blocking=True),
+            layout=self.layout.to(device),
         )
 
 

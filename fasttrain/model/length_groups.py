@@ -49,6 +49,7 @@ def in_groups(run: Callable[[Batch], Tensor], batch: Batch, limit: int | None) -
 def _take(batch: Batch, chosen: list[int]) -> Batch:
     """The inputs of the chosen documents; what only the loss needs stays as it was."""
     lengths = list(batch.layout.lengths)
+    layout = DocumentLayout(tuple(lengths[i] for i in chosen))
 
     def pick(tokens: Tensor) -> Tensor:
         pieces = tokens.split(lengths)
@@ -58,5 +59,6 @@ def _take(batch: Batch, chosen: list[int]) -> Batch:
         batch,
         input_ids=pick(batch.input_ids),
         position_ids=pick(batch.position_ids),
-        layout=DocumentLayout(tuple(lengths[i] for i in chosen)),
+        cu_seqlens=layout.offsets.to(batch.cu_seqlens.device),
+        layout=layout.to(batch.cu_seqlens.device),
     )

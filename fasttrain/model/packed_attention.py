@@ -1,10 +1,11 @@
-"""Attention that keeps the documents of a flat batch apart: one attention call for each document.
+"""Attention that keeps the documents of a flat batch apart, without a mask for the whole batch: T
+tokens in documents of length n cost Σ n², not T².
 
-transformers' models take their attention from a table by name. Ours, `fasttrain_per_document`,
-splits queries, keys and values at the document lengths and never lets two documents meet, so there
-is no mask for the whole batch: T tokens in documents of length n cost Σ n², not T². The lengths
-travel as the keyword `packed_documents` of the model call, down to every layer, so that a layer
-which activation checkpointing runs again sees them again.
+transformers' models take their attention from a table by name. Ours, `fasttrain_per_document`, runs
+the kernel that the layer has been given (transforms/sites/packed_attention.py); without one it
+makes a call of PyTorch's attention for each document. Where documents begin travels as the keyword
+`packed_documents` of the model call, down to every layer, so that a layer which activation
+checkpointing runs again sees it again.
 
 Shapes: T tokens in all, n of one document, Hq query and Hkv key heads, D and Dv their widths.
 """
@@ -17,12 +18,14 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from fasttrain_kernels import DocumentLayout, packed_attention
 from torch import Tensor, nn
 from transformers import AttentionInterface, PreTrainedModel
 
 from fasttrain.core.batch import Batch
 
 IMPLEMENTATION = "fasttrain_per_document"
+BACKEND = "packed_attention_backend"  # the attribute of a layer that names its kernel
 
 # Keywords that layers hand down to every attention function, and that change nothing in it: they
 # were used before it (positions, caches) or ask for outputs that are never asked for here.
@@ -45,14 +48,20 @@ class UnsupportedAttention(ValueError):  # noqa: N818  (what it says is the reas
 
 
 class PackedDocuments:
-    """Document lengths on their way through a model.
+    """Where documents begin, on its way through a model.
 
     A plain object, not a tuple: torch.compile would compile a layer anew for each tuple of lengths.
     `windows`, where given, collects the sliding window of each attention call.
     """
 
-    def __init__(self, lengths: tuple[int, ...], windows: list[int | None] | None = None) -> None:
-        self.lengths = lengths
+    def __init__(
+        self,
+        cu_seqlens: Tensor,
+        layout: DocumentLayout,
+        windows: list[int | None] | None = None,
+    ) -> None:
+        self.cu_seqlens = cu_seqlens
+        self.layout = layout
         self.windows = windows
 
 
@@ -64,7 +73,7 @@ def hidden_states(
         input_ids=batch.input_ids[None],
         position_ids=batch.position_ids[None],
         use_cache=False,
-        packed_documents=PackedDocuments(batch.layout.lengths, windows),
+        packed_documents=PackedDocuments(batch.cu_seqlens, batch.layout, windows),
     )
     hidden: Tensor = output[0][0]
     return hidden
@@ -81,7 +90,6 @@ def attention_implementation(model: PreTrainedModel, name: str) -> Iterator[None
         model.set_attn_implementation(outside)
 
 
-@torch.compiler.disable
 def attend(
     module: nn.Module,
     query: Tensor,
@@ -95,24 +103,68 @@ def attend(
     """query (1, Hq, T, D), key (1, Hkv, T, D), value (1, Hkv, T, Dv) -> (1, T, Hq, Dv), no weights.
 
     The signature of transformers' attention functions. UnsupportedAttention where `module` asks for
-    anything but causal attention with scale, dropout, sliding window and softcap.
+    anything but causal attention with scale, dropout, sliding window, softcap and sinks.
     """
     documents: PackedDocuments | None = options.pop("packed_documents", None)
     window: int | None = options.pop("sliding_window", None)
     softcap: float | None = options.pop("softcap", None)
+    sinks: Tensor | None = options.pop("s_aux", None)
     reason = _refusal(module, documents, attention_mask, options)
     if reason is not None:
         raise UnsupportedAttention(f"{type(module).__name__} {reason}")
-    assert documents is not None and sum(documents.lengths) == query.shape[2]
+    assert documents is not None
     if documents.windows is not None:
         documents.windows.append(window)
-    lengths = list(documents.lengths)
-    pieces = zip(*(tensor.split(lengths, dim=2) for tensor in (query, key, value)), strict=True)
+    backend: str | None = getattr(module, BACKEND, None)
+    if backend is None and sinks is not None:
+        backend = "eager"  # PyTorch's attention knows no sinks
+    if backend is None:
+        lengths = documents.layout.lengths
+        return _attend_each(
+            query, key, value, dropout, scaling, lengths, window=window, softcap=softcap
+        ), None
+    if dropout > 0:
+        raise UnsupportedAttention(
+            f"{type(module).__name__} drops attention weights (dropout {dropout}), no kernel does"
+        )
+    q, k, v = (tensor[0].transpose(0, 1) for tensor in (query, key, value))
+    output = packed_attention(
+        q,
+        k,
+        v,
+        documents.cu_seqlens,
+        layout=documents.layout,
+        window=window,
+        softcap=softcap,
+        sinks=sinks,
+        scale=scaling,
+        backend=backend,
+    )
+    return output[None], None
+
+
+@torch.compiler.disable
+def _attend_each(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    dropout: float,
+    scaling: float | None,
+    lengths: tuple[int, ...],
+    *,
+    window: int | None,
+    softcap: float | None,
+) -> Tensor:
+    """A call of PyTorch's attention for each document; shapes as in `attend`."""
+    assert sum(lengths) == query.shape[2]
+    pieces = zip(
+        *(tensor.split(list(lengths), dim=2) for tensor in (query, key, value)), strict=True
+    )
     outputs = [
         _attend_one(q, k, v, dropout, scaling, window=window, softcap=softcap).transpose(1, 2)
         for q, k, v in pieces
     ]
-    return torch.cat(outputs, dim=1), None
+    return torch.cat(outputs, dim=1)
 
 
 AttentionInterface.register(IMPLEMENTATION, attend)

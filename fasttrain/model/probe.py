@@ -57,7 +57,7 @@ def probe_batch(causal_lm: PreTrainedModel, *, change_neighbours: bool = False) 
         position_ids=torch.cat([torch.arange(length) for length in LENGTHS]).to(device),
         cu_seqlens=torch.tensor([0, *LENGTHS]).cumsum(0).to(device, torch.int32),
         supervised_index=torch.arange(total, device=device),
-        layout=DocumentLayout(LENGTHS),
+        layout=DocumentLayout(LENGTHS).to(device),
         num_supervised=total,
         sources=("probe",) * len(LENGTHS),
     )

@@ -17,7 +17,9 @@ from fasttrain.core.batch import BatchProfile
 from fasttrain.core.events import Hooks
 from fasttrain.core.interfaces import Topology
 from fasttrain.core.kernel_plan import KernelPlan, KernelRow, KernelSite
+from fasttrain.model.transforms.sites.search import SEARCHES
 
+OPS = [search.op for search in SEARCHES]
 CPU = torch.device("cpu")
 PROFILE = BatchProfile(CPU, torch.float32, tokens=64, document_lengths=(10, 20))
 NATIVE_REASON = native.why_not("_C_cpu")
@@ -50,10 +52,11 @@ def test_auto_on_a_cpu(make):
 
 
 def test_eager_leaves_every_site_untouched():
-    for options in ({"mode": "eager"}, {"rms_norm": "eager", "linear_cross_entropy": "eager"}):
+    for options in ({"mode": "eager"}, dict.fromkeys(OPS, "eager")):
         plan = select(language_model(), **options)
         assert {site.backend for site in plan.sites} == {"eager"}
-        assert [row.chosen for row in plan.rows] == ["eager", "eager"]
+        assert {row.op for row in plan.rows} == set(OPS)
+        assert {row.chosen for row in plan.rows} == {"eager"}
 
 
 def test_a_backend_that_cannot_serve_is_an_error_by_name_only():
@@ -84,7 +87,7 @@ def test_the_environment_goes_first(monkeypatch):
 
 def test_a_model_without_sites():
     plan = select(skeleton("gpt2"))
-    assert plan.sites == ()
+    assert {site.op for site in plan.sites} == {"embedding"}
     assert plan.rows[0] == KernelRow("rms_norm", 0, 0, "eager", "the model has no RMS norm")
     with pytest.raises(UserError, match="'cpu' was asked for, and the model has no RMS norm"):
         select(skeleton("gpt2"), rms_norm="cpu")
@@ -92,9 +95,7 @@ def test_a_model_without_sites():
 
 
 def test_look_alikes_are_rows_too():
-    plan = select(skeleton("cohere2"))
-    assert plan.sites == ()
-    row = plan.rows[0]
+    row = select(skeleton("cohere2")).rows[0]
     assert (row.sites_matched, row.chosen) == (0, "eager")
     assert "Cohere2LayerNorm: it computes something else than an RMS norm" in row.reason
     assert "model.layers.0.input_layernorm" in row.reason
@@ -161,7 +162,7 @@ def through_hooks(run, model, innermost=lambda model, profile: KernelPlan()):
 def test_the_decisions_are_written_down(tmp_path):
     plan = through_hooks(run_in(tmp_path), language_model())
     written = json.loads((tmp_path / "kernels.json").read_text())
-    assert len(written["sites"]) == 6
+    assert len(written["sites"]) == 13
     assert written["sites"][0]["path"] == "causal_lm.model.layers.0.input_layernorm"
     assert written["rows"][0]["chosen"] == plan.rows[0].chosen
     assert set(written["rows"][0]) >= {"op", "reason", "rejected", "sites_matched", "sites_found"}
@@ -183,4 +184,13 @@ def test_what_a_wrapper_further_in_decided_stays(tmp_path):
     assert plan.sites[0] == site
     assert plan.rows[0] == row
     assert [s.path for s in plan.sites].count("causal_lm.model.norm") == 1
-    assert len(plan.sites) == 6
+    assert len(plan.sites) == 13
+
+
+def test_a_module_decided_for_one_op_is_open_to_another(tmp_path):
+    path = "causal_lm.model.layers.0.self_attn"
+    decided = KernelPlan((KernelSite(path, "rope", "mine"),))
+    plan = through_hooks(run_in(tmp_path), language_model(), lambda model, profile: decided)
+    backends = {site.op: site.backend for site in plan.sites if site.path == path}
+    assert backends.keys() == {"rope", "packed_attention"}
+    assert backends["rope"] == "mine"

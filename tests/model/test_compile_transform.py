@@ -22,7 +22,7 @@ from fasttrain.core.kernel_plan import KernelPlan, KernelSite
 from fasttrain.model.transforms.activation_checkpoint import ActivationCheckpointTransform
 from fasttrain.model.transforms.compile import CompileTransform
 from fasttrain.model.transforms.kernels import KernelsTransform
-from fasttrain.model.transforms.sites import find_rms_norms
+from fasttrain.model.transforms.sites.search import SEARCHES
 
 BATCHES = [(9, 4, 13), (5,), (7, 8), (3, 3, 3, 3), (31,), (2, 19), (11, 12, 1), (6,), (8, 9), (4,)]
 
@@ -46,8 +46,8 @@ def without_code_generation(request, monkeypatch):
 def apply(model, *, kernels=False, checkpoint=False):
     plan = KernelPlan()
     if kernels:
-        sites, _ = find_rms_norms(model)
-        plan = KernelPlan(tuple(KernelSite(site.path, "rms_norm", "cpu") for site in sites))
+        sites = [site for search in SEARCHES for site in search.find(model)[0]]
+        plan = KernelPlan(tuple(KernelSite(site.path, site.op, "cpu") for site in sites))
         KernelsTransform(KernelsTransformConfig()).apply(model, plan=plan)
     if checkpoint:
         ActivationCheckpointTransform(ActivationCheckpointConfig()).apply(model, plan=plan)

@@ -17,16 +17,19 @@ from model.tiny_models import (
 from fasttrain.config.schema.model import KernelsTransformConfig
 from fasttrain.core.kernel_plan import KernelPlan, KernelSite
 from fasttrain.model.transforms.kernels import KernelsTransform, revert
-from fasttrain.model.transforms.sites import find_rms_norms
+from fasttrain.model.packed_attention import BACKEND
+from fasttrain.model.transforms.sites.search import SEARCHES
 
 needs_cpu_kernel = pytest.mark.skipif(
     native.why_not("_C_cpu") is not None, reason=f"no CPU kernel: {native.why_not('_C_cpu')}"
 )
 
 
-def plan_for(model, backend="cpu"):
-    sites, _ = find_rms_norms(model)
-    return KernelPlan(tuple(KernelSite(site.path, "rms_norm", backend) for site in sites))
+def plan_for(model, backend="cpu", ops=None):
+    """Every site of `ops`, by default of all."""
+    sites = [site for search in SEARCHES for site in search.find(model)[0]]
+    chosen = [site for site in sites if ops is None or site.op in ops]
+    return KernelPlan(tuple(KernelSite(site.path, site.op, backend) for site in chosen))
 
 
 def apply(model, plan):
@@ -34,7 +37,9 @@ def apply(model, plan):
 
 
 def patched(model):
-    return [name for name, module in model.named_modules() if "forward" in vars(module)]
+    """Modules that are not as their class has them."""
+    changed = ("forward", BACKEND)
+    return {name for name, m in model.named_modules() if any(key in vars(m) for key in changed)}
 
 
 def loss_and_gradients(model, **options):
@@ -51,7 +56,8 @@ def test_the_model_computes_what_it_did(architecture):
     loss, before = loss_and_gradients(model)
     plan = plan_for(model)
     assert apply(model, plan) is model
-    assert patched(model) == [site.path for site in plan.sites]
+    paths = {site.path for site in plan.sites if site.op != "linear_cross_entropy"}
+    assert patched(model) == {*paths, "causal_lm.model.rotary_emb"}
     loss_with, after = loss_and_gradients(model)
     torch.testing.assert_close(loss_with, loss, rtol=1e-6, atol=0)
     assert_same_gradients(after, before)
@@ -75,7 +81,7 @@ def test_reverting_gives_the_model_back():
     loss, before = loss_and_gradients(model)
     apply(model, plan_for(model))
     revert(model)
-    assert patched(model) == []
+    assert patched(model) == set()
     loss_again, after = loss_and_gradients(model)
     assert torch.equal(loss_again, loss)
     assert all(torch.equal(after[name], before[name]) for name in before)
@@ -85,7 +91,7 @@ def test_reverting_gives_the_model_back():
 def test_another_model_in_the_process_is_not_touched():
     model, other = language_model(), language_model()
     apply(model, plan_for(model))
-    assert patched(other) == []
+    assert patched(other) == set()
     norm = type(other.causal_lm.model.norm)
     assert norm.forward.__module__.startswith("transformers")
 
@@ -99,8 +105,8 @@ def test_a_copy_runs_on_its_own_weights():
     batch = packed(documents())
     assert not torch.equal(twin.token_losses(batch), model.token_losses(batch))
     revert(twin)
-    assert patched(twin) == []
-    assert patched(model) != []
+    assert patched(twin) == set()
+    assert patched(model) != set()
 
 
 @needs_cpu_kernel
@@ -118,7 +124,15 @@ def test_eager_sites_and_empty_plans_leave_everything_alone():
     model = language_model()
     apply(model, KernelPlan())
     apply(model, plan_for(model, "eager"))
-    assert patched(model) == []
+    assert patched(model) == set()
+
+
+@needs_cpu_kernel
+def test_one_op_at_a_time():
+    model = language_model()
+    apply(model, plan_for(model, ops={"swiglu"}))
+    assert patched(model) == {f"causal_lm.model.layers.{i}.mlp" for i in (0, 1)}
+    assert model.loss_backend is None
 
 
 def test_a_plan_for_a_site_that_is_not_there_is_a_bug_of_ours():

@@ -2,9 +2,15 @@
 
 import pytest
 import torch
+from fasttrain_kernels import DocumentLayout
 from torch import nn
 
-from fasttrain.model.packed_attention import PackedDocuments, UnsupportedAttention, attend
+from fasttrain.model.packed_attention import (
+    BACKEND,
+    PackedDocuments,
+    UnsupportedAttention,
+    attend,
+)
 
 LENGTHS = (7, 1, 12)
 
@@ -22,14 +28,18 @@ def inputs(heads, key_heads, width, value_width=None, dtype=torch.float64):
     ]
 
 
-def run(query, key, value, *, mask=None, module=None, **options):
-    options = {"packed_documents": PackedDocuments(LENGTHS)} | options
-    output, weights = attend(module or Attention(), query, key, value, mask, **options)
+def run(query, key, value, *, mask=None, module=None, kernel=None, **options):
+    layout = DocumentLayout(LENGTHS)
+    options = {"packed_documents": PackedDocuments(layout.offsets, layout)} | options
+    module = module or Attention()
+    if kernel is not None:
+        setattr(module, BACKEND, kernel)
+    output, weights = attend(module, query, key, value, mask, **options)
     assert weights is None
     return output
 
 
-def written_out(query, key, value, *, scaling=None, sliding_window=None, softcap=None):
+def written_out(query, key, value, *, scaling=None, sliding_window=None, softcap=None, s_aux=None):
     """One mask over the whole batch."""
     document = torch.repeat_interleave(torch.arange(len(LENGTHS)), torch.tensor(LENGTHS))
     position = torch.arange(sum(LENGTHS))
@@ -42,17 +52,23 @@ def written_out(query, key, value, *, scaling=None, sliding_window=None, softcap
     scores = query @ key.mT * (query.shape[-1] ** -0.5 if scaling is None else scaling)
     if softcap is not None:
         scores = softcap * torch.tanh(scores / softcap)
-    weights = scores.masked_fill(~visible, float("-inf")).softmax(-1)
+    scores = scores.masked_fill(~visible, float("-inf"))
+    if s_aux is not None:
+        sinks = s_aux[None, :, None, None].expand(1, -1, sum(LENGTHS), 1)
+        scores = torch.cat([scores, sinks.to(scores)], -1)
+    weights = scores.softmax(-1)[..., : sum(LENGTHS)]
     return (weights @ value).transpose(1, 2)
 
 
+@pytest.mark.parametrize("kernel", [None, "eager"])
 @pytest.mark.parametrize("softcap", [None, 2.0])
 @pytest.mark.parametrize("window", [None, 1, 3, 7, 100])
 @pytest.mark.parametrize("heads", [(4, 4), (4, 2), (6, 1)])
-def test_forward_and_gradients(heads, window, softcap):
+def test_forward_and_gradients(heads, window, softcap, kernel):
     tensors = inputs(*heads, width=8)
     options = {"sliding_window": window, "softcap": softcap, "scaling": 0.3}
-    output, expected = run(*tensors, **options), written_out(*tensors, **options)
+    output = run(*tensors, kernel=kernel, **options)
+    expected = written_out(*tensors, **options)
     assert output.shape == (1, sum(LENGTHS), heads[0], 8)
     torch.testing.assert_close(output, expected, rtol=1e-10, atol=1e-12)
     direction = torch.randn_like(output)
@@ -65,6 +81,15 @@ def test_forward_and_gradients(heads, window, softcap):
 def test_values_may_be_narrower_than_keys():
     tensors = inputs(4, 4, width=12, value_width=8)
     torch.testing.assert_close(run(*tensors), written_out(*tensors), rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize("kernel", [None, "eager"])
+def test_sinks(kernel):
+    """gpt-oss hands them down as s_aux."""
+    tensors = inputs(4, 2, width=8)
+    options = {"s_aux": torch.tensor([0.5, -1.0, 2.0, 0.0], dtype=torch.float64)}
+    output = run(*tensors, kernel=kernel, **options)
+    torch.testing.assert_close(output, written_out(*tensors, **options), rtol=1e-10, atol=1e-12)
 
 
 @pytest.mark.parametrize("softcap", [None, 5.0])
@@ -89,7 +114,7 @@ class Bidirectional(Attention):
         ({"mask": torch.zeros(1, 1, 20, 20)}, "attends under a mask of its own"),
         ({"is_causal": False}, "is not causal"),
         ({"module": Bidirectional()}, "Bidirectional is not causal"),
-        ({"s_aux": torch.zeros(4)}, "asks for s_aux"),
+        ({"kernel": "eager", "dropout": 0.5}, r"drops attention weights \(dropout 0.5\)"),
         ({"position_bias": torch.zeros(1), "indices": 1}, "asks for indices, position_bias"),
     ],
 )

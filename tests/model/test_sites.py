@@ -1,124 +1,249 @@
-"""RMS norms are found by structure and accepted by what they compute."""
+"""Rotations, gated units, embeddings and attention layers are found by structure and accepted by
+what they compute. (RMS norms: test_rms_norm_sites.py; whole models: test_architectures.py.)"""
+
+import copy
+from types import SimpleNamespace
 
 import pytest
 import torch
-from fasttrain_kernels.ops.rms_norm import reference
-from model.tiny_models import CONFIGS
+from model.tiny_models import CONFIGS, causal_lm, documents, language_model, packed
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM
+from transformers.models.llama import modeling_llama
 
-from fasttrain.model.transforms.sites import find_rms_norms
+from fasttrain.core.batch import BatchProfile
+from fasttrain.model.transforms.sites.embedding import find_embeddings
+from fasttrain.model.transforms.sites.gated import find_geglu, find_swiglu
+from fasttrain.model.transforms.sites.packed_attention import find_attention
+from fasttrain.model.transforms.sites.rope import find_rope
 
-# How many each tiny two-layer model has, and their style.
-EXPECTED = {
-    "llama": (5, "llama"),
-    "qwen3": (9, "llama"),
-    "gemma2": (9, "gemma"),
-    "gemma3_text": (13, "gemma"),
-    "olmo2": (9, "olmo2"),
-    "phi3": (5, "llama"),
-    "mixtral": (5, "llama"),
-    "mamba": (3, "llama"),
-}
+PROFILE = BatchProfile(torch.device("cpu"), torch.float32, tokens=8, document_lengths=(2, 6))
 
 
-@pytest.mark.parametrize("device", ["cpu", "meta"])
-@pytest.mark.parametrize("architecture", EXPECTED)
-def test_architectures(architecture, device):
-    config = AutoConfig.for_model(architecture, **CONFIGS[architecture])
-    with torch.device(device):
-        model = AutoModelForCausalLM.from_config(config)
-    sites, others = find_rms_norms(model)
-    count, style = EXPECTED[architecture]
-    assert [site.style for site in sites] == [style] * count
-    assert others == []
-    for site in sites:
-        module = model.get_submodule(site.path)
-        assert module.weight.shape == (site.width,)
-        assert site.weight_dtype == torch.float32
-
-
-@pytest.mark.parametrize("architecture", ["gpt2", "opt", "bloom", "phi"])
-def test_layer_norms_with_a_bias_are_no_candidates(architecture):
+def skeleton(architecture, **overrides):
     with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(
-            AutoConfig.for_model(architecture, **CONFIGS[architecture])
-        )
-    assert find_rms_norms(model) == ([], [])
+        config = AutoConfig.for_model(architecture, **(CONFIGS[architecture] | overrides))
+        return AutoModelForCausalLM.from_config(config)
 
 
-class Norm(nn.Module):
-    """A user's own RMS norm, written as one would."""
+@pytest.mark.parametrize("find", [find_rope, find_swiglu, find_geglu, find_embeddings])
+@pytest.mark.parametrize("architecture", ["llama", "gemma3_text", "phi3", "cohere2"])
+def test_weights_are_not_read(architecture, find):
+    assert find(skeleton(architecture)) == find(causal_lm(architecture))
 
-    def __init__(self, width=8):
+
+# --- gated units --------------------------------------------------------------------------------
+
+
+class Mlp(nn.Module):
+    """A user's own gated MLP, written as one would."""
+
+    def __init__(self, activation=nn.SiLU):
         super().__init__()
-        self.weight = nn.Parameter(torch.ones(width))
-        self.eps = 1e-5
+        self.w1, self.w3, self.w2 = nn.Linear(8, 12), nn.Linear(8, 12), nn.Linear(12, 8)
+        self.activation = activation()
 
     def forward(self, x):
-        wide = x.float()
-        wide = wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + self.eps)
-        return self.weight * wide.to(x.dtype)
+        return self.w2(self.activation(self.w1(x)) * self.w3(x))
 
 
-class Gated(Norm):
-    def forward(self, x, gate=None):
-        return super().forward(x if gate is None else x * gate)
-
-
-class EpsilonOutside(Norm):
+class Summed(Mlp):
     def forward(self, x):
-        return self.weight * (x / (x.float().square().mean(-1, keepdim=True).sqrt() + self.eps))
+        return self.w2(self.activation(self.w1(x)) + self.w3(x))
 
 
-class OtherEpsilon(Norm):
+class Swapped(Mlp):
     def forward(self, x):
-        self.eps, kept = self.eps * 2, self.eps
-        out = super().forward(x)
-        self.eps = kept
-        return out
+        return self.w2(self.activation(self.w3(x)) * self.w1(x))
 
 
-class Clipped(Norm):
+class Residual(Mlp):
     def forward(self, x):
-        return super().forward(x).clamp(-2, 2)
+        return x + super().forward(x)
+
+
+class Normed(Mlp):
+    def __init__(self):
+        super().__init__()
+        self.norm = nn.LayerNorm(12)
 
 
 def test_a_module_of_ones_own():
-    sites, others = find_rms_norms(nn.Sequential(nn.Linear(8, 8), Norm()))
+    model = nn.Sequential(Mlp(), Mlp(nn.GELU), Mlp(lambda: nn.GELU("tanh")))
+    [silu], others = find_swiglu(model)
+    exact, tanh = find_geglu(model)[0]
     assert others == []
-    [site] = sites
-    assert (site.path, site.width, site.eps, site.style) == ("1", 8, 1e-5, "llama")
+    assert (silu.path, exact.path, tanh.path) == ("0", "1", "2")
+    assert (exact.activation, tanh.activation) == ("none", "tanh")
+    x = torch.randn(3, 8)
+    before = [module(x) for module in model]
+    for site in (silu, exact, tanh):
+        site.put(model, "eager")
+    for module, y in zip(model, before, strict=True):
+        torch.testing.assert_close(module(x), y)
+        torch.testing.assert_close(copy.deepcopy(module)(x), y)
 
 
 @pytest.mark.parametrize(
     ("module", "reason"),
     [
-        (Gated(), "Gated: it takes x, gate"),
-        (EpsilonOutside(), "EpsilonOutside: it computes something else"),
-        (OtherEpsilon(), "OtherEpsilon: it computes something else"),
-        (Clipped(), "Clipped: it computes something else"),
-        (nn.LayerNorm(8, bias=False), "LayerNorm: it computes something else"),
-        (nn.RMSNorm(8), "RMSNorm: its epsilon depends on the dtype"),
+        (Mlp(nn.ReLU), "Mlp: it computes something else than a gated unit"),
+        (Summed(), "Summed: it computes something else"),
+        (Swapped(), "Swapped: it computes something else"),
+        (Residual(), "Residual: it computes something else"),
+        (Normed(), "Normed: it has activation, norm beside its projections"),
     ],
 )
-def test_what_only_looks_like_one_is_reported(module, reason):
-    sites, others = find_rms_norms(nn.Sequential(module))
-    assert sites == []
+def test_what_only_looks_gated_is_reported(module, reason):
+    sites, others = find_swiglu(nn.Sequential(module))
+    assert sites == [] and find_geglu(nn.Sequential(module)) == ([], [])
     [other] = others
-    assert other.path == "0"
     assert other.reason.startswith(reason)
 
 
-def test_torch_has_one_of_its_own():
-    [site], others = find_rms_norms(nn.Sequential(nn.RMSNorm(8, eps=1e-6)))
+def test_looking_at_an_mlp_changes_nothing():
+    module = Mlp()
+    layers, state = dict(module.named_children()), copy.deepcopy(module.state_dict())
+    find_swiglu(nn.Sequential(module))
+    assert dict(module.named_children()) == layers
+    assert all(torch.equal(value, state[name]) for name, value in module.state_dict().items())
+
+
+# --- embeddings ---------------------------------------------------------------------------------
+
+
+class Doubled(nn.Embedding):
+    def forward(self, ids):
+        return 2 * super().forward(ids)
+
+
+class ScaledAndShifted(nn.Embedding):
+    def __init__(self):
+        super().__init__(8, 4)
+        self.register_buffer("embed_scale", torch.tensor(3.0))
+
+    def forward(self, ids):
+        return super().forward(ids) * self.embed_scale + 1
+
+
+@pytest.mark.parametrize(
+    ("module", "reason"),
+    [
+        (Doubled(8, 4), "Doubled: it computes something else than a look-up"),
+        (ScaledAndShifted(), "ScaledAndShifted: it computes something else than a look-up"),
+        (nn.Embedding(8, 4, max_norm=1.0), "Embedding: max_norm is set"),
+        (nn.Embedding(8, 4, sparse=True), "Embedding: sparse is set"),
+    ],
+)
+def test_what_is_more_than_a_look_up_is_reported(module, reason):
+    sites, [other] = find_embeddings(nn.Sequential(module))
+    assert sites == [] and other.reason == reason
+
+
+# --- rotations ----------------------------------------------------------------------------------
+
+
+def rotating_otherwise(q, k, cos, sin):
+    return q * cos.unsqueeze(1), k * cos.unsqueeze(1)
+
+
+def test_a_rotation_of_another_kind_is_reported(monkeypatch):
+    monkeypatch.setattr(modeling_llama, "apply_rotary_pos_emb", rotating_otherwise)
+    sites, [*others] = find_rope(skeleton("llama"))
+    assert sites == [] and len(others) == 2
+    assert others[0].reason == "LlamaAttention: it rotates in a way of its own"
+
+
+def test_angles_that_differ_between_the_halves_are_no_site(monkeypatch):
+    """As those of images among text: the second half has other positions than the first."""
+    forward = modeling_llama.LlamaRotaryEmbedding.forward
+
+    def uneven(self, x, position_ids):
+        cos, sin = forward(self, x, position_ids)
+        return cos * torch.linspace(1, 2, cos.shape[-1]), sin
+
+    monkeypatch.setattr(modeling_llama.LlamaRotaryEmbedding, "forward", uneven)
+    assert find_rope(skeleton("llama"))[0] == []
+
+
+def test_no_class_and_no_global_is_touched():
+    model, other = causal_lm(), causal_lm()
+    function, forward = modeling_llama.apply_rotary_pos_emb, modeling_llama.LlamaAttention.forward
+    for site in find_rope(model)[0]:
+        site.put(model, "eager")
+    assert modeling_llama.apply_rotary_pos_emb is function
+    assert modeling_llama.LlamaAttention.forward is forward
+    assert [m for m in other.modules() if "forward" in vars(m)] == []
+    # All layers of a class share one function: torch.compile makes one graph of them.
+    layers = [layer.self_attn.forward.__func__ for layer in model.model.layers]
+    assert layers[0] is layers[1]
+
+
+def test_tables_of_16_bit_models_are_float32_where_every_layer_reads_them_as_ours_do():
+    model = causal_lm(dtype=torch.bfloat16)
+    x, positions = torch.ones(1, 3, 32, dtype=torch.bfloat16), torch.arange(3)[None]
+    first, second = find_rope(model)[0]
+    first.put(model, "eager")
+    assert model.model.rotary_emb(x, positions)[0].dtype == torch.bfloat16
+    second.put(model, "eager")
+    assert model.model.rotary_emb(x, positions)[0].dtype == torch.float32
+
+
+# --- attention ----------------------------------------------------------------------------------
+
+
+def test_what_is_known_of_an_attention_layer():
+    sites, others = find_attention(language_model("gemma2"))
     assert others == []
-    assert site.style in reference.STYLES
+    facts = [site.facts(PROFILE) for site in sites]
+    assert [fact["window"] for fact in facts] == [True, False]
+    expected = {"head_dim": 8, "query_heads": 4, "key_heads": 2, "softcap": True, "sinks": False}
+    assert facts[0] == expected | {"window": True, "document_length": 5}  # (2² + 6²) / 8
+    assert find_attention(language_model("gpt_oss"))[0][0].sinks
 
 
-def test_looking_changes_nothing():
-    model = nn.Sequential(Norm())
-    model[0].weight.data.fill_(3.0)
-    find_rms_norms(model)
-    assert model[0].weight.tolist() == [3.0] * 8
-    assert model[0].weight.grad is None
+def test_attention_that_no_kernel_serves_is_reported():
+    sites, others = find_attention(language_model(attention="padded"))
+    assert sites == [] and others[0].reason == "documents are padded rows (asked for)"
+    sites, others = find_attention(language_model(attention_dropout=0.1))
+    assert sites == [] and "attention_dropout 0.1" in others[0].reason
+    assert find_attention(causal_lm()) == ([], [])  # nobody keeps documents apart in it
+
+
+def test_a_layer_runs_on_the_backend_it_was_given(monkeypatch):
+    model = language_model()
+    seen = []
+
+    def spy(q, k, v, cu_seqlens, **options):
+        seen.append((cu_seqlens.tolist(), options["layout"].lengths, options["backend"]))
+        return q
+
+    monkeypatch.setattr("fasttrain.model.packed_attention.packed_attention", spy)
+    find_attention(model)[0][1].put(model, "eager")
+    model.logits(packed(documents((3, 4))))
+    assert seen == [([0, 3, 7], (3, 4), "eager")]
+
+
+def test_dropout_that_appears_later_is_an_error():
+    model = language_model()
+    find_attention(model)[0][0].put(model, "eager")
+    model.causal_lm.model.layers[0].self_attn.attention_dropout = 0.5
+    with pytest.raises(ValueError, match=r"LlamaAttention drops attention weights \(dropout 0.5\)"):
+        model.train().token_losses(packed(documents()))
+
+
+def test_documents_beyond_a_rope_limit_keep_their_own_offsets():
+    """length_groups runs them apart: where documents begin must go with them."""
+    config = {"rope_parameters": {"rope_type": "dynamic", "rope_theta": 1e4, "factor": 2.0}}
+    model = language_model(max_position_embeddings=8, **config)
+    batch = packed(documents((3, 12, 5)))
+    before = model.logits(batch)
+    for site in find_attention(model)[0]:
+        site.put(model, "eager")
+    torch.testing.assert_close(model.logits(batch), before)
+
+
+def test_facts_without_lengths():
+    [site, _], _ = find_attention(language_model())
+    unknown = SimpleNamespace(document_lengths=())
+    assert "document_length" not in site.facts(unknown)

@@ -72,7 +72,7 @@ DROPOUTS = (
     *("attention_dropout", "hidden_dropout", "dropout"),
     *("attn_pdrop", "resid_pdrop", "embd_pdrop"),
 )
-PADDED_ONLY = {"bloom", "mamba", "gpt_oss"}
+PADDED_ONLY = {"bloom", "mamba"}
 
 
 def causal_lm(architecture="llama", *, seed=0, dtype=torch.float32, **overrides):

@@ -1,8 +1,8 @@
 """torch.compile on each decoder layer.
 
 Layer by layer, since all layers share one graph: compiling takes as long as for one layer, where
-the whole model would take as long as all. Attention over packed documents stays outside of the
-graphs; its shapes change with every batch.
+the whole model would take as long as all. Kernels are opaque to it and stay in the graph. Attention
+without a kernel stays outside: it makes a call for each document, whose number changes.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ class CompileTransform(Transform):
         options = {"mode": self.config.mode, "dynamic": self.config.dynamic}
         for layer in decoder_layers(model, key="model.transforms.compile"):
             if hasattr(layer, INNER):
-                # Inside of the checkpoint: around it, Dynamo finds attention, which it must not
-                # compile, within a region that it can only compile whole, and compiles nothing.
+                # Inside of the checkpoint: around it, Dynamo may find attention that it must not
+                # compile within a region that it can only compile whole, and compiles nothing.
                 setattr(layer, INNER, torch.compile(getattr(layer, INNER), **options))
             else:
                 layer.compile(**options)

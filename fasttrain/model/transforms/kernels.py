@@ -1,20 +1,16 @@
-"""Puts the kernels of a plan into the model: one module instance at a time, and back out again.
-
-No class and no global is touched, so that two models in one process can differ.
-"""
+"""Puts the kernels of a plan into the model, one site at a time, and back out again."""
 
 from __future__ import annotations
 
-from types import MethodType
-
-from fasttrain_kernels import rms_norm
-from torch import Tensor, nn
+from torch import nn
 
 from fasttrain.config.schema.model import KernelsTransformConfig
 from fasttrain.core.interfaces import LanguageModel, Transform
 from fasttrain.core.kernel_plan import KernelPlan
 from fasttrain.model.language_model import HFLanguageModel
-from fasttrain.model.transforms.sites import HeadSite, NormSite, find_heads, find_rms_norms
+from fasttrain.model.transforms.sites import packed_attention
+from fasttrain.model.transforms.sites.search import SEARCHES
+from fasttrain.model.transforms.sites.site import unpatch_forward
 
 EAGER = "eager"
 
@@ -25,39 +21,16 @@ class KernelsTransform(Transform):
     Config = KernelsTransformConfig
 
     def apply(self, model: LanguageModel, *, plan: KernelPlan) -> LanguageModel:
-        served = [site for site in plan.sites if site.backend != EAGER]
-        if served:
-            norms = {site.path: site for site in find_rms_norms(model)[0]}
-            heads = {site.path for site in find_heads(model)[0]}
-            for site in served:
-                if site.op == HeadSite.op and site.path in heads:
-                    put_fused_loss(model, site.backend)
-                else:
-                    found = site.op == NormSite.op and site.path in norms
-                    assert found, f"{site} is not in the model"
-                    put_rms_norm(model.get_submodule(site.path), norms[site.path], site.backend)
+        served = {(site.op, site.path): site.backend for site in plan.sites}
+        served = {place: backend for place, backend in served.items() if backend != EAGER}
+        for search in SEARCHES:
+            if any(op == search.op for op, _ in served):
+                for site in search.find(model)[0]:
+                    backend = served.pop((site.op, site.path), None)
+                    if backend is not None:
+                        site.put(model, backend)
+        assert not served, f"{served} is not in the model"
         return model
-
-
-def put_fused_loss(model: nn.Module, backend: str) -> None:
-    """Make this model's losses fasttrain_kernels.linear_cross_entropy on `backend`."""
-    assert isinstance(model, HFLanguageModel)
-    model.loss_backend = backend
-
-
-def put_rms_norm(module: nn.Module, site: NormSite, backend: str) -> None:
-    """Make this instance run fasttrain_kernels.rms_norm on `backend`."""
-
-    def forward(self: nn.Module, hidden_states: Tensor) -> Tensor:
-        weight = self.get_parameter("weight")
-        y = rms_norm(hidden_states, weight, site.eps, style=site.style, backend=backend)
-        assert isinstance(y, Tensor)
-        return y
-
-    forward.is_fasttrain_kernel = True  # type: ignore[attr-defined]
-    assert "forward" not in vars(module), "somebody has patched this module before"
-    # A bound method, not a closure over the module: copy.deepcopy then binds it to the copy.
-    module.forward = MethodType(forward, module)
 
 
 def revert(model: nn.Module) -> None:
@@ -65,5 +38,5 @@ def revert(model: nn.Module) -> None:
     if isinstance(model, HFLanguageModel):
         model.loss_backend = None
     for module in model.modules():
-        if getattr(vars(module).get("forward"), "is_fasttrain_kernel", False):
-            del module.forward
+        unpatch_forward(module)
+        packed_attention.take_out(module)

@@ -1,8 +1,7 @@
-"""Finds the modules of a model that a kernel can serve, by what they compute.
+"""RMS norms: transformers has a class of its own for that of nearly every architecture.
 
-transformers has a class of its own for the RMS norm of nearly every architecture. They are found by
-their structure, one weight vector and an epsilon, and accepted when a copy, run on a few random
-rows, computes what the kernels' definition computes.
+They are found by their structure, one weight vector and an epsilon, and accepted when a copy, run
+on a few random rows, computes what the kernels' definition computes.
 """
 
 from __future__ import annotations
@@ -14,10 +13,12 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
+from fasttrain_kernels import rms_norm
 from fasttrain_kernels.ops.rms_norm import reference
 from torch import Tensor, nn
 
-from fasttrain.model.language_model import HFLanguageModel
+from fasttrain.core.batch import BatchProfile
+from fasttrain.model.transforms.sites.site import NotASite, patch_forward, random_tensor
 
 EPSILON_NAMES = ("variance_epsilon", "eps", "epsilon")
 
@@ -43,44 +44,19 @@ class NormSite:
     style: str
     weight_dtype: torch.dtype
 
-    @property
-    def facts(self) -> dict[str, Any]:
-        """What a choice of backend follows from, beside device and dtype."""
+    def facts(self, profile: BatchProfile) -> dict[str, Any]:
         return {"width": self.width, "weight_dtype": self.weight_dtype, "style": self.style}
 
+    def put(self, model: nn.Module, backend: str) -> None:
+        eps, style = self.eps, self.style
 
-@dataclass(frozen=True)
-class HeadSite:
-    """An output layer, a linear map to logits, and the loss of them."""
+        def forward(self: nn.Module, hidden_states: Tensor) -> Tensor:
+            weight = self.get_parameter("weight")
+            y = rms_norm(hidden_states, weight, eps, style=style, backend=backend)
+            assert isinstance(y, Tensor)
+            return y
 
-    op: ClassVar[str] = "linear_cross_entropy"
-    path: str
-    classes: int
-
-    @property
-    def facts(self) -> dict[str, Any]:
-        return {"classes": self.classes}
-
-
-@dataclass(frozen=True)
-class NotASite:
-    """A module that has the structure of a site and is none, or none that can be replaced."""
-
-    path: str
-    reason: str
-
-
-def find_heads(model: nn.Module) -> tuple[list[HeadSite], list[NotASite]]:
-    """The output layer of a language model whose head is known, if a fused loss can stand in for it
-    and for what follows."""
-    if not isinstance(model, HFLanguageModel):
-        return [], []
-    layer = model.head.layer
-    path = next(name for name, module in model.named_modules() if module is layer)
-    reason = model.head.why_not_fused()
-    if reason is not None:
-        return [], [NotASite(path, reason)]
-    return [HeadSite(path, model.head.weight.shape[0])], []
+        patch_forward(model.get_submodule(self.path), forward)
 
 
 def find_rms_norms(model: nn.Module) -> tuple[list[NormSite], list[NotASite]]:
@@ -143,7 +119,7 @@ def _twin(module: nn.Module, dtype: torch.dtype) -> nn.Module:
     twin = copy.deepcopy(module).to_empty(device="cpu").to(dtype)
     weight = twin.get_parameter("weight")
     with torch.no_grad():
-        weight.copy_(8 * _random(weight.shape, seed=1))
+        weight.copy_(8 * random_tensor(weight.shape, seed=1))
     return twin
 
 
@@ -151,11 +127,7 @@ def _rows(module: nn.Module, dtype: torch.dtype) -> Tensor:
     """(4, H) of several magnitudes, with a mean that is not 0."""
     width = module.get_parameter("weight").shape[0]
     scales = torch.tensor(ROW_SCALES)[:, None]
-    return ((_random((len(ROW_SCALES), width), seed=2) + 0.5) * scales).to(dtype)
-
-
-def _random(shape: tuple[int, ...] | torch.Size, *, seed: int) -> Tensor:
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+    return ((random_tensor((len(ROW_SCALES), width), seed=2) + 0.5) * scales).to(dtype)
 
 
 def _error(ours: Tensor, theirs: Tensor) -> float:
