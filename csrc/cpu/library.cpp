@@ -44,6 +44,15 @@ STABLE_TORCH_LIBRARY(fasttrain_native, m) {
       "rope_norm_backward(Tensor? q_grad, Tensor? k_grad, Tensor q, Tensor k, Tensor cos, "
       "Tensor sin, Tensor q_weight, Tensor k_weight, float eps, bool interleaved, Tensor(a!) dq, "
       "Tensor(b!) dk, Tensor(c!) dweight, Tensor(d!) partials) -> ()");
+  // offsets: (docs + 1), int32. window 0, softcap 0: none. sinks: (Hq), in the dtype of lse, as are
+  // delta (Hq, T) and dsinks (Hq), which without sinks is empty. Outputs are contiguous but for o.
+  m.def(
+      "packed_attention_forward(Tensor q, Tensor k, Tensor v, Tensor offsets, bool causal, "
+      "int window, float softcap, Tensor? sinks, float scale, Tensor(a!) o, Tensor(b!) lse) -> ()");
+  m.def(
+      "packed_attention_backward(Tensor dout, Tensor q, Tensor k, Tensor v, Tensor o, Tensor lse, "
+      "Tensor offsets, bool causal, int window, float softcap, Tensor? sinks, float scale, "
+      "Tensor(a!) dq, Tensor(b!) dk, Tensor(c!) dv, Tensor(d!) delta, Tensor(e!) dsinks) -> ()");
 
   // Of the CUDA library: why none of its kernels runs on that device; empty where they do.
   m.def("cuda_error(int device) -> str");
