@@ -53,6 +53,12 @@ STABLE_TORCH_LIBRARY(fasttrain_native, m) {
       "packed_attention_backward(Tensor dout, Tensor q, Tensor k, Tensor v, Tensor o, Tensor lse, "
       "Tensor offsets, bool causal, int window, float softcap, Tensor? sinks, float scale, "
       "Tensor(a!) dq, Tensor(b!) dk, Tensor(c!) dv, Tensor(d!) delta, Tensor(e!) dsinks) -> ()");
+  // All of one dtype, rows without gaps. activation: silu, gelu_tanh, gelu. dgate, dup: None where
+  // not wanted.
+  m.def("glu_forward(Tensor gate, Tensor up, str activation, Tensor(a!) y) -> ()");
+  m.def(
+      "glu_backward(Tensor dy, Tensor gate, Tensor up, str activation, Tensor(a!)? dgate, "
+      "Tensor(b!)? dup) -> ()");
 
   // Of the CUDA library: why none of its kernels runs on that device; empty where they do.
   m.def("cuda_error(int device) -> str");

@@ -23,12 +23,14 @@ from fasttrain_kernels.layout import DocumentLayout
 from fasttrain_kernels.losses import LossOutput
 from fasttrain_kernels.ops.cross_entropy.op import cross_entropy
 from fasttrain_kernels.ops.embedding.op import embedding
+from fasttrain_kernels.ops.geglu.op import geglu
 from fasttrain_kernels.ops.linear_cross_entropy.op import linear_cross_entropy
 from fasttrain_kernels.ops.linear_log_probs.op import linear_log_probs
 from fasttrain_kernels.ops.packed_attention.op import packed_attention
 from fasttrain_kernels.ops.rms_norm.op import rms_norm
 from fasttrain_kernels.ops.rope.op import rope
 from fasttrain_kernels.ops.rope.table import rope_table
+from fasttrain_kernels.ops.swiglu.op import swiglu
 
 __all__ = [
     "Checked",
@@ -42,11 +44,13 @@ __all__ = [
     "cross_entropy",
     "embedding",
     "explain",
+    "geglu",
     "linear_cross_entropy",
     "linear_log_probs",
     "packed_attention",
     "rms_norm",
     "rope",
     "rope_table",
+    "swiglu",
     "use",
 ]

@@ -72,6 +72,7 @@ PARTS = {
     "cross_entropy": {"native_rows.py", "triton_rows.py"},
     "linear_cross_entropy": {"arguments.py", "by_rows.py", "by_panels.py", "products.py"},
     "rope": {"table.py", "triton_heads.py"},
+    "swiglu": {"glu.py"},
 }
 
 
