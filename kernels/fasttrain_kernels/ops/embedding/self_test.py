@@ -8,22 +8,22 @@ from fasttrain_kernels import testing_embedding
 from fasttrain_kernels.ops.embedding.reference import NO_PADDING, Problem
 
 # Tokens, rows, width: one of each, an odd width, more columns than a tile of Triton's backward.
-SHAPES = ((1, 1, 1), (37, 11, 63), (9, 5, 300))
+SHAPES = ((1, 1, 1), (35, 9, 63), (5, 3, 300))
 DTYPES = (torch.float32, torch.bfloat16)
 
 
 def parity(kernel: ModuleType, device: torch.device, truncating: bool = False) -> float:
     """The worst error of forward and backward in units of what is allowed: right is at most 1.
 
-    Covers what `kernel` serves of these dtypes and shapes, with and without a padding row.
+    Covers what `kernel` serves of these dtypes and shapes, with a padding row for bfloat16.
     """
     worst = 0.0
     for dtype in DTYPES:
         for tokens, rows, width in SHAPES:
             if kernel.unsupported(Problem(device, dtype, width)) is None:
-                for padding_idx in (NO_PADDING, rows - 1):
-                    shape = (tokens, rows, width, padding_idx)
-                    worst = max(worst, _one(kernel, device, dtype, *shape, truncating))
+                padding_idx = rows - 1 if dtype == torch.bfloat16 else NO_PADDING
+                shape = (tokens, rows, width, padding_idx)
+                worst = max(worst, _one(kernel, device, dtype, *shape, truncating))
     return worst
 
 
