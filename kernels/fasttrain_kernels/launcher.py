@@ -39,14 +39,21 @@ def why_not_on(device: torch.device, *, interpreted: bool) -> str | None:
 
     interpreted: Triton's own interpreter runs it (TRITON_INTERPRET=1), on tensors of the CPU.
     """
+    if device.type != "cuda" and interpreted:
+        return None
+    return why_not_gpu(device) or why_not()
+
+
+def why_not_gpu(device: torch.device) -> str | None:
+    """The reason why `device` is no GPU that kernels are made for, or None."""
     if device.type != "cuda":
-        return None if interpreted else f"runs on CUDA devices; the tensors are on {device.type}"
+        return f"runs on CUDA devices; the tensors are on {device.type}"
     if not torch.cuda.is_available():
         return "this process sees no CUDA device"
     if (capability := _capability(device)) < OLDEST:
         needed, found = (".".join(map(str, version)) for version in (OLDEST, capability))
         return f"needs compute capability {needed}; this device has {found}"
-    return why_not()
+    return None
 
 
 @functools.cache

@@ -73,6 +73,14 @@ PARTS = {
     "linear_cross_entropy": {"arguments.py", "by_rows.py", "by_panels.py", "products.py"},
     "rope": {"table.py", "triton_heads.py"},
     "swiglu": {"glu.py"},
+    "packed_attention": {
+        "tiles.py",
+        "providers.py",
+        "sdpa_provider.py",
+        "varlen_provider.py",
+        "flash_attn_provider.py",
+        "flex_provider.py",
+    },
 }
 
 

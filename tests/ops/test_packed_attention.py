@@ -5,6 +5,8 @@ test_packed_attention_in_torch.py; test_interpreter.py runs all on Triton's inte
 program takes milliseconds: hence few tiles a test.
 """
 
+import functools
+
 import hypothesis.strategies as st
 import pytest
 import torch
@@ -85,14 +87,20 @@ def test_float64_is_computed_in_float64(place, case):
     assert_exact(place, shape, call, F64)
 
 
-def test_a_thousand_documents(place):
-    if place.truncating or place.backend == "eager":
-        pytest.skip("the interpreter would take long, and eager is what is compared with")
+@functools.cache
+def a_thousand_documents():
+    """Leaves and call, and what eager makes of them."""
     generator = torch.Generator().manual_seed(0)
     call = Attention(tuple(torch.randint(0, 6, (1000,), generator=generator).tolist()))
-    leaves = leaves_of(place, (2, 1, 16), call)
-    eager = EAGER._replace(device=place.device)
-    found, expected = (results(each, leaves, call) for each in (place, eager))
+    leaves = leaves_of(EAGER, (2, 1, 16), call)
+    return leaves, call, results(EAGER, leaves, call)
+
+
+@pytest.mark.parametrize("backend", ["cpu", "sdpa"])
+def test_a_thousand_documents(backend):
+    kernel_of(backend)
+    leaves, call, expected = a_thousand_documents()
+    found = results(CPU._replace(backend=backend), leaves, call)
     for one, other in zip(found, expected, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-5)
 
@@ -259,7 +267,7 @@ def test_what_is_not_seen_changes_no_bit(place):
 
 def test_is_bitwise_repeatable(place):
     call = richest(place)._replace(lengths=(1, 140, 20))
-    leaves = leaves_of(place, (2, 1, 16), call, BF16)
+    leaves = leaves_of(place, (2, 1, 16), call)
     first = results(place, leaves, call)
     assert all(
         same_bits(first, results(place, leaves, call)) for _ in range(2 if place.truncating else 10)
