@@ -5,12 +5,13 @@ import os
 import subprocess
 import sys
 import threading
+import types
 
 import fasttrain_kernels
 import pytest
 import torch
 from fasttrain_kernels import Choice, UnsupportedKernel, check, choose, explain, rms_norm, use
-from fasttrain_kernels.dispatch import ENVIRONMENT, OPS, Candidate, Op
+from fasttrain_kernels.dispatch import EAGER, ENVIRONMENT, OPS, Candidate, Op
 from fasttrain_kernels.ops.rms_norm import cpu_kernel, reference
 
 FACTS = {"device": "cpu", "dtype": torch.float32, "width": 64}
@@ -127,6 +128,54 @@ def test_bad_names_in_the_environment_are_errors(monkeypatch, text, message):
     monkeypatch.setenv(ENVIRONMENT, text)
     with pytest.raises(ValueError, match=message):
         rms_norm(torch.ones(2, 4), torch.ones(4))
+
+
+@pytest.fixture
+def toy(monkeypatch):
+    """An op of three backends on CPUs: one that can't serve, one that advises against itself, one
+    that does neither."""
+
+    def backend(name, **functions):
+        module = types.ModuleType(f"toy_{name}")
+        vars(module).update({"unsupported": lambda problem: None, **functions})
+        monkeypatch.setitem(sys.modules, module.__name__, module)
+        return Candidate(name, module.__name__, ("cpu",))
+
+    candidates = (
+        backend("unable", unsupported=lambda problem: "too small"),
+        backend("slow", advice=lambda problem: "slow, by name only"),
+        backend("fair", advice=lambda problem: None),
+    )
+    monkeypatch.setattr(fasttrain_kernels.dispatch, "OPS", dict(OPS))
+    return Op("toy", candidates, backend(EAGER).module, "", lambda device: (device,), {})
+
+
+def test_a_backend_that_advises_against_itself_is_taken_by_name_only(toy):
+    problem = (torch.device("cpu"),)
+    row = toy.choose(problem)
+    assert (row.backend, row.reason) == ("fair", "first that can serve")
+    assert [(r.backend, r.reason) for r in row.rejected] == [
+        ("unable", "too small"),
+        ("slow", "slow, by name only"),
+    ]
+    assert toy.choose(problem, "slow").backend == "slow"
+    toy.candidates = toy.candidates[1:]
+    assert toy.choose(problem).reason == "first choice on cpu"
+
+
+def test_strict_passes_over_advice_but_not_over_what_cannot_serve(toy):
+    problem = (torch.device("cpu"),)
+    with pytest.raises(UnsupportedKernel, match=r"'unable', the first choice.*'fair' could"):
+        toy.choose(problem, mode="strict")
+    toy.candidates = toy.candidates[1:]
+    assert toy.choose(problem, mode="strict").backend == "fair"
+    toy.candidates = (toy.candidates[0], toy.candidates[2])
+    assert toy.choose(problem, mode="strict").backend == EAGER  # nothing is better
+
+
+def test_a_refusal_lists_what_could_serve_though_it_advises_against_itself(toy):
+    with pytest.raises(UnsupportedKernel, match=r"too small\. These can: slow, fair"):
+        toy.choose((torch.device("cpu"),), "unable")
 
 
 def test_reasons_and_errors_name_who_asked(monkeypatch):
