@@ -15,7 +15,7 @@ import subprocess
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -156,6 +156,7 @@ class Resources:
     registers: int  # a thread
     stack: int  # bytes a thread: spilled registers
     shared: int  # bytes
+    ptx: str = field(repr=False)
 
     def programs_per_multiprocessor(self, warps: int) -> int:
         """How many programs run at once, as far as registers allow."""
@@ -168,6 +169,7 @@ def compile_for_gpu(
     architecture: int,
     *,
     warps: int,
+    stages: int | None = None,
     round_sizes: bool = True,
     fp_fusion: bool = True,
 ) -> Resources:
@@ -193,13 +195,16 @@ def compile_for_gpu(
         for i, kind in enumerate(signature.values())
         if kind[0] == "*" or (kind[0] == "i" and round_sizes)
     }
+    options = {"num_warps": warps, "enable_fp_fusion": fp_fusion}
+    if stages is not None:
+        options["num_stages"] = stages
     compiled = triton.compile(
         ASTSource(kernel, signature, constants, aligned),
         target=GPUTarget("cuda", architecture, 32),
-        options={"num_warps": warps, "enable_fp_fusion": fp_fusion},
+        options=options,
     )
     registers, stack = _resource_usage(compiled.asm["cubin"])
-    return Resources(registers, stack, compiled.metadata.shared)
+    return Resources(registers, stack, compiled.metadata.shared, compiled.asm["ptx"])
 
 
 def _resource_usage(cubin: bytes) -> tuple[int, int]:

@@ -1,0 +1,193 @@
+"""Packed attention in Triton, for CUDA devices from compute capability 8.0.
+
+The tile table (tiles.py) says what there is to do; how a block is computed is in triton_blocks.py,
+triton_forward.py and triton_backward.py. Sums are in float32; p and ds are rounded to the inputs'
+dtype before they are multiplied. Nothing crosses programs, so results are bitwise repeatable, and
+a document's are the same alone and among others. (A document that holds inf or NaN may spoil those
+that share a tile with it: a hidden key has the weight 0, and 0 * NaN is NaN.)
+"""
+
+import functools
+from typing import NamedTuple
+
+import torch
+import triton
+from torch import Tensor
+
+from fasttrain_kernels import launcher
+from fasttrain_kernels.checks import short
+from fasttrain_kernels.ops.packed_attention.reference import Documents, Mask, Problem
+from fasttrain_kernels.ops.packed_attention.tiles import TILE
+from fasttrain_kernels.ops.packed_attention.triton_backward import keys_kernel, queries_kernel
+from fasttrain_kernels.ops.packed_attention.triton_blocks import LOG2E
+from fasttrain_kernels.ops.packed_attention.triton_forward import forward_kernel
+
+MAX_WIDTH = 256
+
+
+class Blocks(NamedTuple):
+    """How a kernel cuts its work, and what a program is given for it."""
+
+    queries: int
+    keys: int
+    warps: int
+    stages: int
+
+
+class Configuration(NamedTuple):
+    forward: Blocks
+    queries: Blocks  # dq
+    keys: Blocks  # dk and dv
+
+
+SMALL = Blocks(128, 128, 4, 2)
+
+
+def configuration(architecture: int, width: int, itemsize: int) -> Configuration:
+    return Configuration(SMALL, SMALL, SMALL)
+
+
+def unsupported(problem: Problem) -> str | None:
+    """The reason why the Triton kernels can't serve `problem`, or None."""
+    interpreted = not isinstance(forward_kernel, triton.JITFunction)
+    if (reason := launcher.why_not_on(problem.device, interpreted=interpreted)) is not None:
+        return reason
+    if problem.dtype == torch.float64:
+        return f"computes in float32, not {short(torch.float64)}"
+    if problem.value_dim != problem.head_dim:
+        return (
+            f"wants values as wide as keys; these have {problem.value_dim} and "
+            f"{problem.head_dim} elements"
+        )
+    if problem.head_dim > MAX_WIDTH:
+        return f"serves heads of up to {MAX_WIDTH} elements; these have {problem.head_dim}"
+    return None
+
+
+def forward(
+    q: Tensor, k: Tensor, v: Tensor, documents: Documents, mask: Mask, sinks: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """As reference.forward."""
+    tokens, heads, width = q.shape
+    o = q.new_empty(q.shape)
+    lse = q.new_empty(heads, tokens, dtype=torch.float32)
+    blocks = _configuration(q).forward
+    with torch.cuda.device_of(q):
+        forward_kernel[_grid(documents, blocks.queries, heads)](
+            q,
+            k,
+            v,
+            sinks,
+            documents.tiles,
+            o,
+            lse,
+            tokens,
+            *q.stride()[:2],
+            *k.stride()[:2],
+            *v.stride()[:2],
+            *_scores(mask, tokens),
+            HEADS=heads,
+            **_shape(q, k, mask, blocks),
+        )
+    return o, lse
+
+
+def backward(
+    do: Tensor,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    o: Tensor,
+    lse: Tensor,
+    documents: Documents,
+    mask: Mask,
+    sinks: Tensor | None,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """As reference.backward."""
+    tokens, heads, _ = q.shape
+    dq, dk, dv = (t.new_empty(t.shape) for t in (q, k, v))
+    lse = lse.contiguous()
+    delta = torch.empty_like(lse)
+    strides = [stride for t in (do, q, k, v) for stride in t.stride()[:2]]
+    _, of_queries, of_keys = _configuration(q)
+    grid = _grid(documents, of_queries.queries, heads)
+    partials = None if sinks is None else lse.new_empty(grid[0] // heads, heads)
+    with torch.cuda.device_of(q):
+        queries_kernel[grid](
+            do,
+            q,
+            k,
+            v,
+            o.contiguous(),
+            lse,
+            sinks,
+            documents.tiles,
+            dq,
+            delta,
+            partials,
+            tokens,
+            *strides,
+            mask.scale,
+            *_scores(mask, tokens),
+            HEADS=heads,
+            **_shape(q, k, mask, of_queries),
+        )
+        keys_kernel[_grid(documents, of_keys.keys, k.shape[1])](
+            do,
+            q,
+            k,
+            v,
+            lse,
+            delta,
+            documents.tiles,
+            dk,
+            dv,
+            tokens,
+            *strides,
+            mask.scale,
+            *_scores(mask, tokens),
+            HEADS=k.shape[1],
+            **_shape(q, k, mask, of_keys),
+        )
+    if sinks is None:
+        return dq, dk, dv, q.new_empty(0)
+    return dq, dk, dv, partials.sum(0).to(sinks.dtype)
+
+
+def _configuration(q: Tensor) -> Configuration:
+    return configuration(_architecture(q.device), q.shape[2], q.element_size())
+
+
+@functools.cache
+def _architecture(device: torch.device) -> int:
+    if device.type != "cuda":
+        return 80
+    major, minor = torch.cuda.get_device_capability(device)
+    return 10 * major + minor
+
+
+def _grid(documents: Documents, rows: int, heads: int) -> tuple[int]:
+    return (documents.tiles.shape[0] * (TILE // rows) * heads,)
+
+
+def _scores(mask: Mask, tokens: int) -> tuple[float, float | None, int | None]:
+    """factor, cap and window: a score is factor * q . k, or cap * tanh of that, in units of
+    log2(e). A window that hides nothing is none."""
+    window = mask.window if mask.window is not None and mask.window < tokens else None
+    if mask.softcap is None:
+        return mask.scale * LOG2E.value, None, window
+    return mask.scale / mask.softcap, mask.softcap * LOG2E.value, window
+
+
+def _shape(q: Tensor, k: Tensor, mask: Mask, blocks: Blocks) -> dict[str, int | bool]:
+    """The keyword arguments that kernels have in common."""
+    return {
+        "GROUP": q.shape[1] // k.shape[1],
+        "CAUSAL": mask.causal,
+        "WIDTH": q.shape[2],
+        "BLOCK_WIDTH": max(16, triton.next_power_of_2(q.shape[2])),
+        "QUERIES": blocks.queries,
+        "KEYS": blocks.keys,
+        "num_warps": blocks.warps,
+        "num_stages": blocks.stages,
+    }
