@@ -28,7 +28,6 @@ from fasttrain_kernels.ops.packed_attention.triton_blocks import (
     own_rows,
     reach,
     rounded,
-    sees,
     store_rows,
 )
 
@@ -116,7 +115,9 @@ def queries_kernel(
     begin, length = tl.load(tile_ptr + BEGIN), tl.load(tile_ptr + LENGTH)
     shared = tl.load(tile_ptr + SHARED) != 0
 
-    query, query_begin, query_end, inside = own_rows(tile_ptr, first_row + tl.arange(0, QUERIES))
+    query, lower, upper, inside = own_rows(
+        tile_ptr, first_row + tl.arange(0, QUERIES), window, True, not CAUSAL
+    )
     do = load_rows(do_ptr + head * do_head, query, do_token, inside, WIDTH, BLOCK_WIDTH)
     o = load_rows(o_ptr + head * WIDTH, query, HEADS * WIDTH, inside, WIDTH, BLOCK_WIDTH)
     delta = tl.sum(o.to(tl.float32) * do.to(tl.float32), 1)
@@ -138,13 +139,11 @@ def queries_kernel(
         v = load_rows(v_ptr, key, v_token, None, WIDTH, BLOCK_WIDTH)
         dq = query_step(q, k, v, do, None, lse, delta, dq, factor, cap, ELEMENT)
     for number in tl.range(0, edges):
-        key, _, _, exists = edge_rows(
-            tile_ptr, number, low, inner, blocks, begin, length, shared, KEYS
-        )
+        key, exists = edge_rows(tile_ptr, number, low, inner, blocks, begin, length, shared, KEYS)
         k = load_rows(k_ptr, key, k_token, exists, WIDTH, BLOCK_WIDTH)
         v = load_rows(v_ptr, key, v_token, exists, WIDTH, BLOCK_WIDTH)
         key = tl.where(exists, key, NOWHERE)[None, :]
-        seen = sees(query[:, None], query_begin[:, None], query_end[:, None], key, window, CAUSAL)
+        seen = (key >= lower[:, None]) & (key < upper[:, None])
         dq = query_step(q, k, v, do, seen, lse, delta, dq, factor, cap, ELEMENT)
     dq_ptr += head * WIDTH
     store_rows(dq_ptr, query, HEADS * WIDTH, inside, dq * scale, WIDTH, BLOCK_WIDTH)
@@ -193,7 +192,9 @@ def keys_kernel(
     begin, length = tl.load(tile_ptr + BEGIN), tl.load(tile_ptr + LENGTH)
     shared = tl.load(tile_ptr + SHARED) != 0
 
-    key, _, _, exists = own_rows(tile_ptr, first_row + tl.arange(0, KEYS))
+    key, lower, upper, exists = own_rows(
+        tile_ptr, first_row + tl.arange(0, KEYS), window, not CAUSAL, True
+    )
     k = load_rows(k_ptr + key_head * k_head, key, k_token, exists, WIDTH, BLOCK_WIDTH)
     v = load_rows(v_ptr + key_head * v_head, key, v_token, exists, WIDTH, BLOCK_WIDTH)
     dk = tl.full((KEYS, BLOCK_WIDTH), 0.0, tl.float32)
@@ -206,20 +207,18 @@ def keys_kernel(
         lse = tl.load(lse_ptr + head * tokens + query) * LOG2E
         delta = tl.load(delta_ptr + head * tokens + query)
         dk, dv = key_step(q, k, v, do, None, lse, delta, dk, dv, factor, cap, ELEMENT)
-    seen_key = tl.where(exists, key, NOWHERE)[:, None]
     for number in tl.range(0, GROUP * edges):
         head = key_head * GROUP + number // edges
-        query, query_begin, query_end, inside = edge_rows(
+        query, inside = edge_rows(
             tile_ptr, number % edges, low, inner, blocks, begin, length, shared, QUERIES
         )
         q = load_rows(q_ptr + head * q_head, query, q_token, inside, WIDTH, BLOCK_WIDTH)
         do = load_rows(do_ptr + head * do_head, query, do_token, inside, WIDTH, BLOCK_WIDTH)
         at = head * tokens + query
-        lse = tl.load(lse_ptr + at, mask=inside, other=float("inf")) * LOG2E  # inf: p is 0
+        lse = tl.load(lse_ptr + at, mask=inside, other=0.0) * LOG2E
         delta = tl.load(delta_ptr + at, mask=inside, other=0.0)
-        seen = sees(
-            query[None, :], query_begin[None, :], query_end[None, :], seen_key, window, CAUSAL
-        )
+        query = tl.where(inside, query, NOWHERE)[None, :]
+        seen = (query >= lower[:, None]) & (query < upper[:, None])
         dk, dv = key_step(q, k, v, do, seen, lse, delta, dk, dv, factor, cap, ELEMENT)
     dk_ptr += key_head * WIDTH
     dv_ptr += key_head * WIDTH

@@ -31,7 +31,7 @@ COLUMNS = tl.constexpr(tiles.COLUMNS)
 # Triton's interpreter multiplies no bfloat16, so there products are of float32.
 INTERPRETED = tl.constexpr(triton.knobs.runtime.interpret)
 PRECISION = tl.constexpr("tf32x3")  # float32 as three products of tf32, to 2^-21
-NOWHERE = tl.constexpr(2**31 - 1)  # the token of a row that has none: no query sees it
+NOWHERE = tl.constexpr(2**31 - 1)  # the token of a row that has none
 LOG2E = tl.constexpr(1.4426950408889634)
 LN2 = tl.constexpr(0.6931471805599453)
 
@@ -40,31 +40,38 @@ LN2 = tl.constexpr(0.6931471805599453)
 
 
 @triton.jit
-def own_rows(tile_ptr, row):
-    """Of rows of a tile: token, the document's first and end, and whether there is a token."""
+def own_rows(tile_ptr, row, window, BACK: tl.constexpr, AHEAD: tl.constexpr):
+    """Of rows of a tile: their tokens, the tokens from `lower` to below `upper` that they have to
+    do with, and whether there is a token."""
     slot_ptr = tile_ptr + row // SLOT
     token = tl.load(slot_ptr + SLOT_TOKEN) + row % SLOT
-    begin = tl.load(slot_ptr + SLOT_BEGIN)
+    lower = tl.load(slot_ptr + SLOT_BEGIN)
     end = tl.load(slot_ptr + SLOT_END)
-    return token, begin, end, token < end
+    upper = end
+    if not BACK:
+        lower = token
+    elif window is not None:
+        lower = tl.maximum(lower, token - window + 1)
+    if not AHEAD:
+        upper = token + 1
+    elif window is not None:
+        upper = tl.minimum(upper, token + window)
+    return token, lower, upper, token < end
 
 
 @triton.jit
 def edge_rows(tile_ptr, number, low, inner, blocks, begin, length, shared, BLOCK: tl.constexpr):
-    """As own_rows, of the edge block of that number: those before the inner ones, then those
-    after."""
+    """The tokens of the edge block of that number, and whether they are any: those before the
+    inner blocks, then those after."""
     position = low + number * BLOCK
     position = tl.where(position < inner, position, position + blocks * BLOCK)
     position += tl.arange(0, BLOCK)
     inside = shared & (position < TILE)
     slot_ptr = tile_ptr + position // SLOT
-    token = tl.load(slot_ptr + SLOT_TOKEN, mask=inside, other=0) + position % SLOT
-    first = tl.load(slot_ptr + SLOT_BEGIN, mask=inside, other=0)
-    end = tl.load(slot_ptr + SLOT_END, mask=inside, other=0)
-    token = tl.where(shared, token, begin + position)
-    first = tl.where(shared, first, begin)
-    end = tl.where(shared, end, begin + length)
-    return token, first, end, token < end
+    slot_token = tl.load(slot_ptr + SLOT_TOKEN, mask=inside, other=0)
+    slot_end = tl.load(slot_ptr + SLOT_END, mask=inside, other=0)
+    token = tl.where(shared, slot_token + position % SLOT, begin + position)
+    return token, token < tl.where(shared, slot_end, begin + length)
 
 
 @triton.jit
@@ -105,20 +112,6 @@ def reach(
     outer = tl.maximum(outer // BLOCK * BLOCK, inner)
     edges = (inner - low) // BLOCK + (high - outer + BLOCK - 1) // BLOCK
     return low, edges, inner, (outer - inner) // BLOCK
-
-
-@triton.jit
-def sees(query, begin, end, key, window, CAUSAL: tl.constexpr):
-    """Whether the query of a document from `begin` to `end` sees the key; tokens that broadcast."""
-    if CAUSAL:
-        seen = (key >= begin) & (key <= query)
-    else:
-        seen = (key >= begin) & (key < end)
-    if window is not None:
-        seen &= query - key < window
-        if not CAUSAL:
-            seen &= key - query < window
-    return seen
 
 
 # ---- what is in them -----------------------------------------------------------------------------

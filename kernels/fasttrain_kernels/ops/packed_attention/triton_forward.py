@@ -24,7 +24,6 @@ from fasttrain_kernels.ops.packed_attention.triton_blocks import (
     own_rows,
     reach,
     rounded,
-    sees,
     store_rows,
 )
 
@@ -86,7 +85,9 @@ def forward_kernel(
     begin, length = tl.load(tile_ptr + BEGIN), tl.load(tile_ptr + LENGTH)
     shared = tl.load(tile_ptr + SHARED) != 0
 
-    query, query_begin, query_end, inside = own_rows(tile_ptr, first_row + tl.arange(0, QUERIES))
+    query, lower, upper, inside = own_rows(
+        tile_ptr, first_row + tl.arange(0, QUERIES), window, True, not CAUSAL
+    )
     q = load_rows(q_ptr + head * q_head, query, q_token, inside, WIDTH, BLOCK_WIDTH)
     k_ptr += head // GROUP * k_head
     v_ptr += head // GROUP * v_head
@@ -102,13 +103,11 @@ def forward_kernel(
         v = load_rows(v_ptr, key, v_token, None, WIDTH, BLOCK_WIDTH)
         top, total, o = softmax_step(q, k, v, None, top, total, o, factor, cap, ELEMENT)
     for number in tl.range(0, edges):
-        key, _, _, exists = edge_rows(
-            tile_ptr, number, low, inner, blocks, begin, length, shared, KEYS
-        )
+        key, exists = edge_rows(tile_ptr, number, low, inner, blocks, begin, length, shared, KEYS)
         k = load_rows(k_ptr, key, k_token, exists, WIDTH, BLOCK_WIDTH)
         v = load_rows(v_ptr, key, v_token, exists, WIDTH, BLOCK_WIDTH)
         key = tl.where(exists, key, NOWHERE)[None, :]
-        seen = sees(query[:, None], query_begin[:, None], query_end[:, None], key, window, CAUSAL)
+        seen = (key >= lower[:, None]) & (key < upper[:, None])
         top, total, o = softmax_step(q, k, v, seen, top, total, o, factor, cap, ELEMENT)
 
     o_ptr += head * WIDTH

@@ -68,7 +68,7 @@ def forward(
     q: Tensor, k: Tensor, v: Tensor, documents: Documents, mask: Mask, sinks: Tensor | None
 ) -> tuple[Tensor, Tensor]:
     """As reference.forward."""
-    tokens, heads, width = q.shape
+    tokens, heads, _ = q.shape
     o = q.new_empty(q.shape)
     lse = q.new_empty(heads, tokens, dtype=torch.float32)
     blocks = _configuration(q).forward
