@@ -69,6 +69,7 @@ def hidden_states(
     body: nn.Module, batch: Batch, *, windows: list[int | None] | None = None
 ) -> Tensor:
     """(T, H): the body's output at every token of the flat batch."""
+    assert isinstance(batch.layout, DocumentLayout)
     output = body(
         input_ids=batch.input_ids[None],
         position_ids=batch.position_ids[None],
@@ -119,19 +120,16 @@ def attend(
     if backend is None and sinks is not None:
         backend = "eager"  # PyTorch's attention knows no sinks
     if backend is None:
-        lengths = documents.layout.lengths
-        return _attend_each(
-            query, key, value, dropout, scaling, lengths, window=window, softcap=softcap
-        ), None
+        output = _attend_each(
+            query, key, value, dropout, scaling, documents, window=window, softcap=softcap
+        )
+        return output, None
     if dropout > 0:
         raise UnsupportedAttention(
             f"{type(module).__name__} drops attention weights (dropout {dropout}), no kernel does"
         )
-    q, k, v = (tensor[0].transpose(0, 1) for tensor in (query, key, value))
     output = packed_attention(
-        q,
-        k,
-        v,
+        *(tensor[0].transpose(0, 1) for tensor in (query, key, value)),
         documents.cu_seqlens,
         layout=documents.layout,
         window=window,
@@ -150,16 +148,15 @@ def _attend_each(
     value: Tensor,
     dropout: float,
     scaling: float | None,
-    lengths: tuple[int, ...],
+    documents: PackedDocuments,
     *,
     window: int | None,
     softcap: float | None,
 ) -> Tensor:
     """A call of PyTorch's attention for each document; shapes as in `attend`."""
+    lengths = list(documents.layout.lengths)
     assert sum(lengths) == query.shape[2]
-    pieces = zip(
-        *(tensor.split(list(lengths), dim=2) for tensor in (query, key, value)), strict=True
-    )
+    pieces = zip(*(tensor.split(lengths, dim=2) for tensor in (query, key, value)), strict=True)
     outputs = [
         _attend_one(q, k, v, dropout, scaling, window=window, softcap=softcap).transpose(1, 2)
         for q, k, v in pieces

@@ -16,8 +16,8 @@ from model.tiny_models import (
 
 from fasttrain.config.schema.model import KernelsTransformConfig
 from fasttrain.core.kernel_plan import KernelPlan, KernelSite
-from fasttrain.model.transforms.kernels import KernelsTransform, revert
 from fasttrain.model.packed_attention import BACKEND
+from fasttrain.model.transforms.kernels import KernelsTransform, revert
 from fasttrain.model.transforms.sites.search import SEARCHES
 
 needs_cpu_kernel = pytest.mark.skipif(

@@ -100,7 +100,7 @@ def find_geglu(model: nn.Module) -> tuple[list[GegluSite], list[NotASite]]:
 
 
 def _candidates(model: nn.Module) -> list[tuple[str, nn.Module, tuple[str, ...]]]:
-    found = []
+    found: list[tuple[str, nn.Module, tuple[str, ...]]] = []
     for path, module in model.named_modules():
         children = dict(module.named_children())
         for layers in (*APART, *PACKED):
@@ -138,9 +138,9 @@ def _twin(module: nn.Module, layers: tuple[str, ...]) -> nn.Module:
     vars(twin)["_modules"] = dict(module.named_children())
     *inner, down = layers
     widths = dict.fromkeys(inner, (WIDTH, INNER if len(inner) == 2 else 2 * INNER))
-    for name, (columns, rows) in (widths | {down: (INNER, WIDTH)}).items():
+    for seed, (name, (columns, rows)) in enumerate((widths | {down: (INNER, WIDTH)}).items()):
         layer = nn.Linear(columns, rows, bias=False)
-        layer.weight = nn.Parameter(2 * random_tensor((rows, columns), seed=len(name)))
+        layer.weight = nn.Parameter(2 * random_tensor((rows, columns), seed=seed))
         twin._modules[name] = layer
     return twin
 

@@ -42,7 +42,7 @@ class RopeSite:
     style: str
 
     def facts(self, profile: BatchProfile) -> dict[str, Any]:
-        return {"head_dim": self.head_dim, "style": self.style}
+        return {"head_dim": self.head_dim}
 
     def put(self, model: nn.Module, backend: str) -> None:
         module = model.get_submodule(self.path)
@@ -126,7 +126,8 @@ def _trials(table: nn.Module) -> list[tuple[Tensor, Tensor]]:
         with torch.device("cpu"):
             twin = type(table)(table.config)
         arguments = inspect.signature(twin.forward).parameters
-        kinds = sorted(set(table.config.layer_types)) if "layer_type" in arguments else [None]
+        config: Any = table.config
+        kinds = sorted(set(config.layer_types)) if "layer_type" in arguments else [None]
         x = torch.empty(1, TOKENS, 1)
         return [twin(x, positions, *([kind] if kind else [])) for kind in kinds]
     except (RuntimeError, TypeError, ValueError, AttributeError):
