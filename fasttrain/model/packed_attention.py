@@ -128,8 +128,11 @@ def attend(
         raise UnsupportedAttention(
             f"{type(module).__name__} drops attention weights (dropout {dropout}), no kernel does"
         )
+    q, k, v = (tensor[0].transpose(0, 1) for tensor in (query, key, value))
     output = packed_attention(
-        *(tensor[0].transpose(0, 1) for tensor in (query, key, value)),
+        q,
+        k,
+        v,
         documents.cu_seqlens,
         layout=documents.layout,
         window=window,
