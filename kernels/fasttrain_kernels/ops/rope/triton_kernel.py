@@ -22,7 +22,11 @@ from fasttrain_kernels.ops.rope.triton_heads import backward_side, load_angles, 
 
 # One head must fit a program's registers; the widest in use have 512 elements.
 MAX_HEAD_DIM = 1024
-INTERPRETED_PROGRAMS = 3  # the interpreter takes about 2 ms per program; more than one is a test
+# Elements of a block of heads, and how many of them a thread has. The backward pass holds blocks of
+# gradients, of inputs and of shares, and spills at 16.
+FORWARD_BLOCK, FORWARD_ELEMENTS = 4096, 32
+BACKWARD_BLOCK, BACKWARD_ELEMENTS = 1024, 8
+INTERPRETED_PROGRAMS = 2  # the interpreter is slow; more than one is a test
 
 
 @triton.jit
@@ -203,27 +207,43 @@ def unsupported(problem: Problem) -> str | None:
     return None
 
 
-@functools.cache
-def blocks(
-    q_heads: int, k_heads: int, head_dim: int, half: int, most: int = 2048
+def forward_blocks(
+    q_heads: int, k_heads: int, head_dim: int, half: int
 ) -> tuple[dict[str, int], int]:
-    """Sizes of the blocks, and the warps that share them: at most 16 pairs a thread."""
-    block_half = triton.next_power_of_2(half)
-    rest = head_dim - 2 * half
+    """Sizes of the forward kernel's blocks, and the warps that share one."""
+    return _blocks(q_heads, k_heads, head_dim, half, FORWARD_BLOCK, FORWARD_ELEMENTS)
 
-    def heads(count: int) -> int:
-        return min(triton.next_power_of_2(max(1, count)), max(1, most // block_half))
+
+def backward_blocks(
+    q_heads: int, k_heads: int, head_dim: int, half: int
+) -> tuple[dict[str, int], int]:
+    """The same of the norm's backward kernel."""
+    return _blocks(q_heads, k_heads, head_dim, half, BACKWARD_BLOCK, BACKWARD_ELEMENTS)
+
+
+@functools.cache
+def _blocks(
+    q_heads: int, k_heads: int, head_dim: int, half: int, most: int, per_thread: int
+) -> tuple[dict[str, int], int]:
+    block_half, rest = triton.next_power_of_2(half), head_dim - 2 * half
+    block_rest = triton.next_power_of_2(rest) if rest > 0 else 0
+    elements = 2 * block_half + block_rest
+
+    fitting = 1 << (max(1, most // elements).bit_length() - 1)  # a power of two
+
+    def block_heads(heads: int) -> int:
+        return min(triton.next_power_of_2(max(1, heads)), fitting)
 
     sizes = {
         "HEAD_DIM": head_dim,
         "HALF": half,
-        "BLOCK_Q_HEADS": heads(q_heads),
-        "BLOCK_K_HEADS": heads(k_heads),
+        "BLOCK_Q_HEADS": block_heads(q_heads),
+        "BLOCK_K_HEADS": block_heads(k_heads),
         "BLOCK_HALF": block_half,
-        "BLOCK_REST": triton.next_power_of_2(rest) if rest > 0 else 0,
+        "BLOCK_REST": block_rest,
     }
-    pairs = max(heads(q_heads), heads(k_heads)) * block_half
-    return sizes, min(4, max(1, pairs * 4 // most))
+    warps = triton.cdiv(block_heads(max(q_heads, k_heads)) * elements, 32 * per_thread)
+    return sizes, min(8, triton.next_power_of_2(warps))
 
 
 @functools.cache
@@ -269,7 +289,7 @@ def _turn(
     head_dim = next(x for x in xs if x is not None).shape[2]
     if tokens == 0:
         return
-    sizes, warps = blocks(_heads(xs[0]), _heads(xs[1]), head_dim, half)
+    sizes, warps = forward_blocks(_heads(xs[0]), _heads(xs[1]), head_dim, half)
     with torch.cuda.device_of(cos):
         forward_kernel[(tokens,)](
             *xs,
@@ -317,7 +337,7 @@ def backward(
         _turn((dq, dk), outs, (None, None), (cos, sin), eps, norm_style, style, -1.0)
         return dq_in, dk_in, some.new_empty(0), some.new_empty(0)
     tokens, half = cos.shape
-    sizes, warps = blocks(q.shape[1], k.shape[1], q.shape[2], half, most=1024)
+    sizes, warps = backward_blocks(q.shape[1], k.shape[1], q.shape[2], half)
     programs = min(tokens, _resident_programs(some.device, warps))
     shares = [
         cos.new_empty(programs, q.shape[2], dtype=torch.float32) if needed else None
