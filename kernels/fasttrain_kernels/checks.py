@@ -38,5 +38,5 @@ def rows(tensor: Tensor) -> Tensor:
 
     Rows may lie far apart or on top of each other: stride(0) is whatever it was.
     """
-    matrix = tensor.reshape(-1, tensor.shape[-1])
+    matrix = tensor if tensor.dim() == 2 else tensor.reshape(-1, tensor.shape[-1])
     return matrix if matrix.stride(1) == 1 else matrix.contiguous()

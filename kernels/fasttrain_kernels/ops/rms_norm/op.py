@@ -89,7 +89,7 @@ def _backward(
 def _shaped(rows: Tensor, like: Tensor) -> Tensor:
     """`rows` in the shape of `like`; no view for autograd, which forbids `y *= 2` on a view that a
     custom function returns."""
-    return torch.ops.aten._unsafe_view(rows, like.shape)
+    return rows if like.dim() == 2 else torch.ops.aten._unsafe_view(rows, like.shape)
 
 
 def _forward_fake(
