@@ -138,7 +138,7 @@ def tensors_of(place, call, shape, dtype):
 @pytest.mark.parametrize("dtype", [F32, BF16], ids=["fp32", "bf16"])
 @pytest.mark.parametrize("width", [1, 16, 19, 80])
 def test_nothing_outside_is_read(place, width, dtype):
-    call = richest(place)._replace(lengths=(5, 0, 130))
+    call = richest(place)._replace(lengths=(5, 0, 30) if place.truncating else (5, 0, 130))
     (q, k, v, do), sinks, documents, mask = tensors_of(place, call, (2, 1, width), dtype)
     kernel = kernel_of(place.backend)
     with contextlib.ExitStack() as guards:

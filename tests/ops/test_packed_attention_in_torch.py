@@ -44,7 +44,7 @@ def arguments(leaves, call, backend, layout):
 def test_opcheck(place, options):
     """What a backend decides: strides, aliases, what is written to. The rest is checked once."""
     checks = ("test_schema", "test_faketensor")
-    if place.backend == "eager":
+    if place.backend == "eager" and options:
         checks = (*checks, "test_autograd_registration", "test_aot_dispatch_dynamic")
     for lengths, with_layout in (((3, 0, 5), True), ((), False)):
         call = Attention(lengths, **options)
@@ -152,7 +152,7 @@ def test_given_a_layout_no_value_is_read(options):
 
 
 def test_a_layout_given_or_not_gives_the_same(place):
-    call = Attention((3, 0, 130, 5, 1))
+    call = Attention((3, 0, 129, 5))
     leaves = leaves_of(place, (2, 1, 16), call)
     assert same_bits(results(place, leaves, call), results(place, leaves, call, layout=None))
 
