@@ -49,7 +49,7 @@ struct AttentionTask {
 };
 
 // Documents are cut into tasks of the forward pass at multiples of this.
-constexpr int64_t kQueriesPerTask = 576;
+constexpr int64_t kQueriesPerTask = 1152;
 
 // forward writes o and lse; backward dq, dk, dv and delta; sinks, after all of backward, dsinks of
 // one head. scratch: how many bytes a task needs, aligned to 64, for documents of up to `longest`.

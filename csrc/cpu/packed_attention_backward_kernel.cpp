@@ -1,9 +1,9 @@
 // Attention of one document and one key head: backward.
 // Compiled once per instruction set: see vec.h for what that forbids.
 //
-// A block of keys gathers its gradients from every block of queries that sees it, while dq of the
-// whole document is gathered in scratch memory: five products for each pair of blocks, in a fixed
-// order.
+// A block of queries meets every block of keys that it sees: five products for each pair. dq is
+// gathered in the cache, dk and dv of the whole document in scratch memory, from all query heads in
+// a fixed order.
 #include "attention_rows.h"
 #include "packed_attention.h"
 #include "small_gemm.h"
@@ -20,29 +20,29 @@ constexpr int64_t kKeys = 96;
 
 template <class T>
 struct Work {
-  Matrix<T> q, dout, weights, dscores, slopes, keys, dk, dv, dq;
-  T *keys_transposed, *values_transposed;
+  Matrix<T> q, dout, dq, weights, dscores, slopes, keys, dk, dv;
+  T *keys_transposed, *values_transposed, *delta;
 
   Work(const PackedAttention& args, int64_t length, Scratch& scratch)
       : q(scratch.matrix<T>(kQueries, args.width)),
         dout(scratch.matrix<T>(kQueries, args.value_width)),
+        dq(scratch.matrix<T>(kQueries, args.width)),
         weights(scratch.matrix<T>(kQueries, kKeys)),
         dscores(scratch.matrix<T>(kQueries, kKeys)),
         slopes(scratch.matrix<T>(args.softcap != 0 ? kQueries : 0, kKeys)),
-        keys(scratch.matrix<T>(kKeys, args.width)),
-        dk(scratch.matrix<T>(kKeys, args.width)),
-        dv(scratch.matrix<T>(kKeys, args.value_width)),
-        dq(scratch.matrix<T>(args.query_heads / args.key_heads * dq_rows(length), args.width)),
-        keys_transposed(scratch.panels<T>(kKeys, args.width)),
-        values_transposed(scratch.panels<T>(kKeys, args.value_width)) {}
-
-  static int64_t dq_rows(int64_t length) { return round_up(length, kTileRows); }
+        keys(scratch.matrix<T>(length, args.width)),
+        dk(scratch.matrix<T>(length, args.width)),
+        dv(scratch.matrix<T>(length, args.value_width)),
+        keys_transposed(scratch.panels<T>(length, args.width)),
+        values_transposed(scratch.panels<T>(length, args.value_width)),
+        delta(scratch.values<T>(kQueries)) {}
 };
 
-// A block of queries of one head, and a block of keys; positions count from the document's begin.
-struct Pair {
-  int64_t query, queries;
-  int64_t key, keys;
+// Queries of one head from `begin` on; positions count from the document's begin.
+template <class T>
+struct Queries {
+  int64_t begin, count;
+  const T* lse;  // of these
 };
 
 // Products become p = exp(s - lse).
@@ -69,106 +69,108 @@ FT_INLINE void dscore_row(T* row, const T* weights, const T* slopes, Range seen,
   });
 }
 
-// The gradients that a pair of blocks adds. work.q and work.dout hold the queries' rows; lse and
-// delta begin with them.
+// The gradients that a block of queries, whose rows are in work.q and work.dout, and the keys from
+// `key` on give each other.
 template <class T, bool softcap>
 void add_gradients(const PackedAttention& args, const Seen& seen, const Work<T>& work,
-                   const Pair& pair, const T* lse, const T* delta, Matrix<T> dq) {
+                   const Queries<T>& queries, int64_t key) {
   const Score<T, softcap> score(args);
-  const int64_t queries = pair.queries, keys = pair.keys;
+  const int64_t rows = queries.count, keys = smaller(kKeys, seen.length - key);
   const auto seen_by = [&](int64_t first, int64_t last) {
-    return seen.keys(pair.query + first, pair.query + last).within(pair.key, keys);
+    return seen.keys(queries.begin + first, queries.begin + last).within(key, keys);
   };
   const auto seeing = [&](int64_t first, int64_t last) {
-    return seen.queries(pair.key + first, pair.key + last).within(pair.query, queries);
+    return seen.queries(key + first, key + last).within(queries.begin, rows);
   };
   const auto slopes = [&](int64_t i) { return softcap ? work.slopes.row(i) : nullptr; };
-  multiply_columns(work.q, work.keys_transposed, queries, keys, args.width, work.weights, seen_by);
-  for (int64_t i = 0; i < queries; ++i)
-    weigh_row<T, softcap>(work.weights.row(i), slopes(i), seen_by(i, i + 1), keys, score, lse[i]);
-  add_terms<Along::columns>(work.weights, work.dout, keys, args.value_width, work.dv, seeing);
+  const Matrix<T> weights = work.weights, dscores = work.dscores;
+  multiply_columns(work.q, work.keys_transposed + key * args.width, rows, keys, args.width,
+                   weights, seen_by);
+  for (int64_t i = 0; i < rows; ++i)
+    weigh_row<T, softcap>(weights.row(i), slopes(i), seen_by(i, i + 1), keys, score,
+                          queries.lse[i]);
+  add_terms<Along::columns>(weights, work.dout, keys, args.value_width, work.dv.from(key), seeing);
 
-  multiply_columns(work.dout, work.values_transposed, queries, keys, args.value_width,
-                   work.dscores, seen_by);
-  for (int64_t i = 0; i < queries; ++i)
-    dscore_row<T, softcap>(work.dscores.row(i), work.weights.row(i), slopes(i), seen_by(i, i + 1),
-                           keys, delta[i], static_cast<T>(args.scale));
-  add_terms<Along::columns>(work.dscores, work.q, keys, args.width, work.dk, seeing);
-  add_terms<Along::rows>(work.dscores, work.keys, queries, args.width, dq, seen_by);
+  multiply_columns(work.dout, work.values_transposed + key * args.value_width, rows, keys,
+                   args.value_width, dscores, seen_by);
+  for (int64_t i = 0; i < rows; ++i)
+    dscore_row<T, softcap>(dscores.row(i), weights.row(i), slopes(i), seen_by(i, i + 1), keys,
+                           work.delta[i], static_cast<T>(args.scale));
+  add_terms<Along::columns>(dscores, work.q, keys, args.width, work.dk.from(key), seeing);
+  add_terms<Along::rows>(dscores, work.keys.from(key), rows, args.width, work.dq, seen_by);
 }
 
-// delta = dout . o, of the rows of one document and head.
+// delta = dout . o of each row.
 template <class Stored>
-void write_delta(const PackedAttention& args, const AttentionTask& task, int64_t head) {
+void write_delta(const Stored* o, int64_t stride, int64_t rows, int64_t width,
+                 Matrix<Acc<Stored>> dout, Acc<Stored>* delta) {
   using T = Acc<Stored>;
-  T* delta = static_cast<T*>(args.delta) + head * args.tokens;
-  for (int64_t token = task.begin; token < task.begin + task.length; ++token) {
-    const Stored* dout = row_of<const Stored>(args.dout, token, head);
-    const Stored* o = row_of<const Stored>(args.o, token, head);
-    delta[token] = sum_over<T>(args.value_width, [&](int64_t i, auto lanes) {
-      return load(dout + i, lanes) * load(o + i, lanes);
+  for (int64_t i = 0; i < rows; ++i)
+    delta[i] = sum_over<T>(width, [&](int64_t j, auto lanes) {
+      return load(dout.row(i) + j, lanes) * load(o + i * stride + j, lanes);
     });
+}
+
+// The keys and values of a document, a block at a time while it is in the cache.
+template <class Stored>
+void pack_keys(const PackedAttention& args, const AttentionTask& task,
+               const Work<Acc<Stored>>& work) {
+  for (int64_t key = 0; key < task.length; key += kKeys) {
+    const int64_t keys = smaller(kKeys, task.length - key), token = task.begin + key;
+    const Stored* k = row_of<const Stored>(args.k, token, task.key_head);
+    const Stored* v = row_of<const Stored>(args.v, token, task.key_head);
+    prefetch_rows(v, args.v.token, keys, args.value_width);
+    copy_rows(k, args.k.token, keys, args.width, work.keys.from(key));
+    transpose_rows(k, args.k.token, keys, args.width, work.keys_transposed + key * args.width);
+    transpose_rows(v, args.v.token, keys, args.value_width,
+                   work.values_transposed + key * args.value_width);
   }
 }
 
-// The gradients of a block of keys from all queries of one head.
-template <class Stored, bool softcap>
-void from_queries(const PackedAttention& args, const AttentionTask& task, const Seen& seen,
-                  const Work<Acc<Stored>>& work, Pair pair, int64_t head, Matrix<Acc<Stored>> dq) {
-  using T = Acc<Stored>;
-  const Range queries = seen.queries(pair.key, pair.key + pair.keys);
-  for (pair.query = queries.begin / kQueries * kQueries; pair.query < queries.end;
-       pair.query += kQueries) {
-    pair.queries = smaller(kQueries, task.length - pair.query);
-    const int64_t token = task.begin + pair.query, at = head * args.tokens + token;
-    copy_rows(row_of<const Stored>(args.q, token, head), args.q.token, pair.queries, args.width,
-              work.q);
-    copy_rows(row_of<const Stored>(args.dout, token, head), args.dout.token, pair.queries,
-              args.value_width, work.dout);
-    add_gradients<T, softcap>(args, seen, work, pair, static_cast<const T*>(args.lse) + at,
-                              static_cast<const T*>(args.delta) + at,
-                              Matrix<T>{dq.row(pair.query), dq.stride});
-  }
-}
-
-// Rows of a gradient, from the document's token `first` on.
+// Rows of a gradient, from `token` on.
 template <class Stored>
 void store_rows(Matrix<Acc<Stored>> from, int64_t rows, int64_t width, const Heads& to,
-                int64_t first, int64_t head) {
+                int64_t token, int64_t head) {
   for (int64_t i = 0; i < rows; ++i)
-    store_row(from.row(i), Acc<Stored>(1), width, row_of<Stored>(to, first + i, head));
+    store_row(from.row(i), Acc<Stored>(1), width, row_of<Stored>(to, token + i, head));
+}
+
+// dq of the queries [begin, begin + rows) of one head, and what they add to dk and dv.
+template <class Stored, bool softcap>
+void backward_block(const PackedAttention& args, const AttentionTask& task, const Seen& seen,
+                    const Work<Acc<Stored>>& work, int64_t begin, int64_t rows, int64_t head) {
+  using T = Acc<Stored>;
+  const int64_t token = task.begin + begin, at = head * args.tokens + token;
+  const Stored* o = row_of<const Stored>(args.o, token, head);
+  prefetch_rows(o, args.o.token, rows, args.value_width);
+  copy_rows(row_of<const Stored>(args.q, token, head), args.q.token, rows, args.width, work.q);
+  copy_rows(row_of<const Stored>(args.dout, token, head), args.dout.token, rows, args.value_width,
+            work.dout);
+  write_delta(o, args.o.token, rows, args.value_width, work.dout, work.delta);
+  __builtin_memcpy(static_cast<T*>(args.delta) + at, work.delta, rows * sizeof(T));
+  clear(work.dq, rows);
+  const Range keys = seen.keys(begin, begin + rows);
+  for (int64_t key = keys.begin / kKeys * kKeys; key < keys.end; key += kKeys)
+    add_gradients<T, softcap>(args, seen, work,
+                              Queries<T>{begin, rows, static_cast<const T*>(args.lse) + at}, key);
+  store_rows<Stored>(work.dq, rows, args.width, args.dq, token, head);
 }
 
 template <class Stored, bool softcap>
 void backward(const PackedAttention& args, const AttentionTask& task, void* memory) {
-  using T = Acc<Stored>;
   const Seen seen{args.causal, args.window, task.length};
   const int64_t groups = args.query_heads / args.key_heads, shared = task.key_head;
   Scratch scratch{reinterpret_cast<uintptr_t>(memory)};
-  const Work<T> work(args, task.length, scratch);
-  const int64_t dq_rows = Work<T>::dq_rows(task.length);
-  clear(work.dq, groups * dq_rows);
-  for (int64_t group = 0; group < groups; ++group)
-    write_delta<Stored>(args, task, shared * groups + group);
-  for (int64_t key = 0; key < task.length; key += kKeys) {
-    const int64_t keys = smaller(kKeys, task.length - key), token = task.begin + key;
-    const Stored* k = row_of<const Stored>(args.k, token, shared);
-    const Stored* v = row_of<const Stored>(args.v, token, shared);
-    copy_rows(k, args.k.token, keys, args.width, work.keys);
-    transpose_rows(k, args.k.token, keys, args.width, work.keys_transposed);
-    transpose_rows(v, args.v.token, keys, args.value_width, work.values_transposed);
-    clear(work.dk, keys);
-    clear(work.dv, keys);
-    for (int64_t group = 0; group < groups; ++group)
-      from_queries<Stored, softcap>(args, task, seen, work, Pair{0, 0, key, keys},
-                                    shared * groups + group,
-                                    Matrix<T>{work.dq.row(group * dq_rows), work.dq.stride});
-    store_rows<Stored>(work.dk, keys, args.width, args.dk, token, shared);
-    store_rows<Stored>(work.dv, keys, args.value_width, args.dv, token, shared);
-  }
-  for (int64_t group = 0; group < groups; ++group)
-    store_rows<Stored>(Matrix<T>{work.dq.row(group * dq_rows), work.dq.stride}, task.length,
-                       args.width, args.dq, task.begin, shared * groups + group);
+  const Work<Acc<Stored>> work(args, task.length, scratch);
+  pack_keys<Stored>(args, task, work);
+  clear(work.dk, task.length);
+  clear(work.dv, task.length);
+  for (int64_t head = shared * groups; head < (shared + 1) * groups; ++head)
+    for (int64_t begin = 0; begin < task.length; begin += kQueries)
+      backward_block<Stored, softcap>(args, task, seen, work, begin,
+                                      smaller(kQueries, task.length - begin), head);
+  store_rows<Stored>(work.dk, task.length, args.width, args.dk, task.begin, shared);
+  store_rows<Stored>(work.dv, task.length, args.value_width, args.dv, task.begin, shared);
 }
 
 // dsink = -sum over all tokens of exp(sink - lse) delta. (lse is at least the sink, but reads as 0

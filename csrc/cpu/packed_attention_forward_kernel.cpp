@@ -45,6 +45,18 @@ FT_INLINE Vec<T> larger(Vec<T> one, Vec<T> other) {
   return other > one ? other : one;  // NaN is passed over: it shows in the sum
 }
 
+template <class T>
+FT_INLINE T largest_lane(Vec<T> value) {
+  T lanes[kLanes<T>];
+  store(lanes, value, Whole{});
+#pragma GCC unroll 4
+  for (int64_t half = kLanes<T> / 2; half > 0; half /= 2)
+#pragma GCC unroll 8
+    for (int64_t i = 0; i < half; ++i)
+      lanes[i] = lanes[i + half] > lanes[i] ? lanes[i + half] : lanes[i];
+  return lanes[0];
+}
+
 // Products become scores; returns the largest of those that are seen.
 template <class T, bool softcap>
 FT_INLINE T score_row(T* row, Range seen, Score<T, softcap> score) {
@@ -54,10 +66,7 @@ FT_INLINE T score_row(T* row, Range seen, Score<T, softcap> score) {
     store(row + i, value, Whole{});
     largest = larger<T>(largest, value);
   });
-  T result = largest[0];
-  for (int64_t lane = 1; lane < kLanes<T>; ++lane)
-    result = largest[lane] > result ? largest[lane] : result;
-  return result;
+  return largest_lane<T>(largest);
 }
 
 // Products become exp(s - maximum), and what was summed before is brought to the new maximum.
@@ -76,7 +85,7 @@ void softmax_row(T* row, Range seen, int64_t columns, Score<T, softcap> score, T
     store(row + i, value, Whole{});
     added += value;
   });
-  if (maximum != before) {
+  if (maximum != before && before != lowest<T>()) {
     const T factor = exp_of(before - offset);
     sum *= factor;
     for (int64_t i = 0; i < value_width; i += kLanes<T>)
@@ -101,8 +110,8 @@ void attend(const PackedAttention& args, const Seen& seen, const Work<T>& work, 
     for (int64_t i = 0; i < queries; ++i)
       softmax_row<T, softcap>(work.scores.row(i), seen_by(i, i + 1), columns, score,
                               work.maxima[i], work.sums[i], work.o.row(i), args.value_width);
-    add_terms<Along::rows>(work.scores, Matrix<T>{work.values.row(packed), work.values.stride},
-                           queries, args.value_width, work.o, seen_by);
+    add_terms<Along::rows>(work.scores, work.values.from(packed), queries, args.value_width,
+                           work.o, seen_by);
   }
 }
 
@@ -115,6 +124,10 @@ void forward(const PackedAttention& args, const AttentionTask& task, void* memor
   const int64_t groups = args.query_heads / args.key_heads;
   Scratch scratch{reinterpret_cast<uintptr_t>(memory)};
   const Work<T> work(args, all_keys, scratch);
+  prefetch_rows(row_of<const Stored>(args.v, first_key, task.key_head), args.v.token,
+                smaller(all_keys, kQueries), args.value_width);
+  prefetch_rows(row_of<const Stored>(args.q, task.begin + task.first, task.key_head * groups), args.q.token,
+                smaller(task.last - task.first, kQueries), args.width);
   transpose_rows(row_of<const Stored>(args.k, first_key, task.key_head), args.k.token, all_keys,
                  args.width, work.keys);
   copy_rows(row_of<const Stored>(args.v, first_key, task.key_head), args.v.token, all_keys,

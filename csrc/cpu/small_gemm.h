@@ -36,6 +36,7 @@ struct Matrix {
   int64_t stride;  // from row to row
 
   FT_INLINE T* row(int64_t i) const { return data + i * stride; }
+  FT_INLINE Matrix from(int64_t i) const { return {row(i), stride}; }
 };
 
 FT_INLINE int64_t round_up(int64_t value, int64_t multiple) {
@@ -50,19 +51,13 @@ FT_INLINE int64_t scratch_stride(int64_t width) {
   return ((width + line - 1) / line | 1) * line;
 }
 
-// C = A B, or with `add` C += A B, of kTileRows rows, kVectors vectors and `depth` terms.
-template <class T, int64_t kVectors, Along along>
+// C = A B, or with `add` C += A B, of kTileRows rows, kVectors vectors and `depth` terms, at least
+// one.
+template <class T, int64_t kVectors, Along along, bool add>
 void multiply_tile(const T* a, int64_t a_stride, const T* b, int64_t b_stride, int64_t depth, T* c,
-                   int64_t c_stride, bool add) {
+                   int64_t c_stride) {
   Vec<T> sum[kTileRows][kVectors] = {};
-  if (add) {
-#pragma GCC unroll 8
-    for (int64_t i = 0; i < kTileRows; ++i)
-#pragma GCC unroll 2
-      for (int64_t v = 0; v < kVectors; ++v)
-        sum[i][v] = load(c + i * c_stride + v * kLanes<T>, Whole{});
-  }
-  for (int64_t k = 0; k < depth; ++k) {
+  do {
     Vec<T> row[kVectors];
 #pragma GCC unroll 2
     for (int64_t v = 0; v < kVectors; ++v) row[v] = load(b + v * kLanes<T>, Whole{});
@@ -74,20 +69,24 @@ void multiply_tile(const T* a, int64_t a_stride, const T* b, int64_t b_stride, i
     }
     a += along == Along::rows ? 1 : a_stride;
     b += b_stride;
-  }
+  } while (--depth > 0);
 #pragma GCC unroll 8
-  for (int64_t i = 0; i < kTileRows; ++i)
+  for (int64_t i = 0; i < kTileRows; ++i) {
 #pragma GCC unroll 2
-    for (int64_t v = 0; v < kVectors; ++v)
-      store(c + i * c_stride + v * kLanes<T>, sum[i][v], Whole{});
+    for (int64_t v = 0; v < kVectors; ++v) {
+      if (add) sum[i][v] += load(c + v * kLanes<T>, Whole{});
+      store(c + v * kLanes<T>, sum[i][v], Whole{});
+    }
+    c += c_stride;
+  }
 }
 
 // The same of up to two vectors of columns.
-template <class T, Along along>
+template <class T, Along along, bool add>
 FT_INLINE void multiply_panel(int64_t columns, const T* a, int64_t a_stride, const T* b,
-                              int64_t b_stride, int64_t depth, T* c, int64_t c_stride, bool add) {
-  (columns > kLanes<T> ? multiply_tile<T, 2, along> : multiply_tile<T, 1, along>)(
-      a, a_stride, b, b_stride, depth, c, c_stride, add);
+                              int64_t b_stride, int64_t depth, T* c, int64_t c_stride) {
+  (columns > kLanes<T> ? multiply_tile<T, 2, along, add> : multiply_tile<T, 1, along, add>)(
+      a, a_stride, b, b_stride, depth, c, c_stride);
 }
 
 // C (rows x columns) = A (rows x depth) B, where of each tile of rows only the columns
@@ -100,8 +99,8 @@ void multiply_columns(Matrix<T> a, const T* b, int64_t rows, int64_t columns, in
     for (int64_t i = 0; i < rows; i += kTileRows) {
       const Range range = wanted(i, i + kTileRows < rows ? i + kTileRows : rows);
       if (range.end <= j || range.begin >= j + kPanel<T> || range.empty()) continue;
-      multiply_panel<T, Along::rows>(range.end - j, a.row(i), a.stride, b + j * depth, kPanel<T>,
-                                     depth, c.row(i) + j, c.stride, false);
+      multiply_panel<T, Along::rows, false>(range.end - j, a.row(i), a.stride, b + j * depth,
+                                            kPanel<T>, depth, c.row(i) + j, c.stride);
     }
   }
 }
@@ -116,8 +115,8 @@ void add_terms(Matrix<T> a, Matrix<T> b, int64_t rows, int64_t columns, Matrix<T
       const Range range = wanted(i, i + kTileRows < rows ? i + kTileRows : rows);
       if (range.empty()) continue;
       const T* first = along == Along::rows ? a.row(i) + range.begin : a.row(range.begin) + i;
-      multiply_panel<T, along>(columns - j, first, a.stride, b.row(range.begin) + j, b.stride,
-                               range.end - range.begin, c.row(i) + j, c.stride, true);
+      multiply_panel<T, along, true>(columns - j, first, a.stride, b.row(range.begin) + j, b.stride,
+                                     range.end - range.begin, c.row(i) + j, c.stride);
     }
   }
 }

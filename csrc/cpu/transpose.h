@@ -57,6 +57,15 @@ FT_INLINE void transpose(Vec<T>* rows) {
   }
 }
 
+// Asks for rows that will be read soon: rows of one head lie too far apart for the processor to
+// guess.
+template <class Stored>
+FT_INLINE void prefetch_rows(const Stored* from, int64_t stride, int64_t rows, int64_t width) {
+  for (int64_t i = 0; i < rows; ++i)
+    for (int64_t j = 0; j < width; j += 64 / static_cast<int64_t>(sizeof(Stored)))
+      __builtin_prefetch(from + i * stride + j, 0, 2);
+}
+
 // Rows of `width` elements, a stride apart, as rows of scratch memory in the accumulator's type.
 template <class Stored>
 void copy_rows(const Stored* from, int64_t stride, int64_t rows, int64_t width,
