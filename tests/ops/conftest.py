@@ -11,6 +11,27 @@ INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 DEVICES = ("cpu", "cuda") if torch.cuda.is_available() else ("cpu",)
 
 
+def patch_once():
+    """Triton's interpreter puts its own functions in the language's place anew for every device
+    function that is called: a millisecond each, half of these tests' time. Once is enough: a launch
+    does it for what its kernel names, and what device functions name is never put back."""
+    from triton.runtime import interpreter
+
+    patch, seen = interpreter._patch_lang, set()
+
+    def call(self, *args, **kwargs):
+        if self.fn not in seen:
+            seen.add(self.fn)
+            patch(self.fn)
+        return self.rewrite()(*args, **kwargs)
+
+    interpreter.InterpretedFunction.__call__ = call
+
+
+if INTERPRETED:
+    patch_once()
+
+
 class Place(NamedTuple):
     """A backend, and the device that the test puts its tensors on."""
 

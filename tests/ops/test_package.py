@@ -75,6 +75,9 @@ PARTS = {
     "swiglu": {"glu.py"},
     "packed_attention": {
         "tiles.py",
+        "triton_blocks.py",
+        "triton_forward.py",
+        "triton_backward.py",
         "providers.py",
         "sdpa_provider.py",
         "varlen_provider.py",

@@ -1,6 +1,7 @@
 """The tile table: every token in one row, documents where sums over them are the same, order."""
 
 import time
+from itertools import pairwise
 
 import hypothesis.strategies as st
 import pytest
@@ -51,7 +52,7 @@ def rows_of(tile):
 def test_every_token_has_one_row_that_knows_its_document(lengths):
     bounds, table = table_of(lengths)
     found = sorted(row for tile in table.tolist() for row in rows_of(tile) if row is not None)
-    documents = [(a, b) for a, b in zip(bounds, bounds[1:], strict=False) if a < b]
+    documents = [(a, b) for a, b in pairwise(bounds) if a < b]
     assert found == [(token, a, b) for a, b in documents for token in range(a, b)]
 
 

@@ -19,22 +19,22 @@ from fasttrain_kernels.ops.packed_attention.triton_blocks import (
     COLUMNS,
     LENGTH,
     LOG2E,
-    NOWHERE,
     PRECISION,
-    SHARED,
     TILE,
-    edge_rows,
+    edge_positions,
     load_rows,
     own_rows,
     reach,
     rounded,
+    shared_rows,
     store_rows,
 )
 
 
 @triton.jit
-def weights_and_dscores(raw, dweights, seen, lse, delta, factor, cap):
-    """p and da of raw scores and dp; seen None: all are seen. lse in units of log2(e)."""
+def weights_and_dscores(raw, dweights, seen, spoilt, lse, delta, factor, cap):
+    """p and da of raw scores and dp; seen None: all are seen; spoilt None: nothing was NaN. lse in
+    units of log2(e)."""
     scores = raw * factor
     if cap is not None:
         ratio = tanh(scores)
@@ -45,26 +45,31 @@ def weights_and_dscores(raw, dweights, seen, lse, delta, factor, cap):
     dscores = weights * (dweights - delta)
     if cap is not None:
         dscores *= 1.0 - ratio * ratio
+    if spoilt is not None:
+        weights = tl.where(seen, weights + spoilt, 0.0)
+        dscores = tl.where(seen, dscores + spoilt, 0.0)
     return weights, dscores
 
 
 @triton.jit
-def query_step(q, k, v, do, seen, lse, delta, dq, factor, cap, ELEMENT: tl.constexpr):
+def query_step(q, k, v, do, seen, spoilt, lse, delta, dq, factor, cap, ELEMENT: tl.constexpr):
     """Adds a block of keys to dq (queries, width), but for the scale."""
     raw = tl.dot(q, k.T, input_precision=PRECISION)
     dweights = tl.dot(do, v.T, input_precision=PRECISION)
-    _, dscores = weights_and_dscores(raw, dweights, seen, lse[:, None], delta[:, None], factor, cap)
+    _, dscores = weights_and_dscores(
+        raw, dweights, seen, spoilt, lse[:, None], delta[:, None], factor, cap
+    )
     return tl.dot(rounded(dscores, ELEMENT), k, dq, input_precision=PRECISION)
 
 
 @triton.jit
-def key_step(q, k, v, do, seen, lse, delta, dk, dv, factor, cap, ELEMENT: tl.constexpr):
+def key_step(q, k, v, do, seen, spoilt, lse, delta, dk, dv, factor, cap, ELEMENT: tl.constexpr):
     """Adds a block of queries to dk and dv (keys, width), dk but for the scale. Scores lie (keys,
     queries), as the products want them."""
     raw = tl.dot(k, q.T, input_precision=PRECISION)
     dweights = tl.dot(v, do.T, input_precision=PRECISION)
     weights, dscores = weights_and_dscores(
-        raw, dweights, seen, lse[None, :], delta[None, :], factor, cap
+        raw, dweights, seen, spoilt, lse[None, :], delta[None, :], factor, cap
     )
     dv = tl.dot(rounded(weights, ELEMENT), do, dv, input_precision=PRECISION)
     dk = tl.dot(rounded(dscores, ELEMENT), q, dk, input_precision=PRECISION)
@@ -106,14 +111,15 @@ def queries_kernel(
     KEYS: tl.constexpr,
 ):
     head = tl.cast(tl.program_id(0) % HEADS, tl.int64)
-    place = tl.program_id(0) // HEADS
+    part = tl.program_id(0) // HEADS
     ELEMENT: tl.constexpr = k_ptr.dtype.element_ty
     PARTS: tl.constexpr = TILE // QUERIES
-    tile_ptr = tiles_ptr + place // PARTS * COLUMNS
-    first_row = place % PARTS * QUERIES
-    low, edges, inner, blocks = reach(tile_ptr, first_row, window, True, not CAUSAL, QUERIES, KEYS)
+    tile_ptr = tiles_ptr + part // PARTS * COLUMNS
+    first_row = part % PARTS * QUERIES
+    low, edges, shared, inner, blocks = reach(
+        tile_ptr, first_row, window, True, not CAUSAL, QUERIES, KEYS
+    )
     begin, length = tl.load(tile_ptr + BEGIN), tl.load(tile_ptr + LENGTH)
-    shared = tl.load(tile_ptr + SHARED) != 0
 
     query, lower, upper, inside = own_rows(
         tile_ptr, first_row + tl.arange(0, QUERIES), window, True, not CAUSAL
@@ -137,14 +143,25 @@ def queries_kernel(
         key = begin + inner + number * KEYS + tl.arange(0, KEYS)
         k = load_rows(k_ptr, key, k_token, None, WIDTH, BLOCK_WIDTH)
         v = load_rows(v_ptr, key, v_token, None, WIDTH, BLOCK_WIDTH)
-        dq = query_step(q, k, v, do, None, lse, delta, dq, factor, cap, ELEMENT)
+        dq = query_step(q, k, v, do, None, None, lse, delta, dq, factor, cap, ELEMENT)
     for number in tl.range(0, edges):
-        key, exists = edge_rows(tile_ptr, number, low, inner, blocks, begin, length, shared, KEYS)
-        k = load_rows(k_ptr, key, k_token, exists, WIDTH, BLOCK_WIDTH)
-        v = load_rows(v_ptr, key, v_token, exists, WIDTH, BLOCK_WIDTH)
-        key = tl.where(exists, key, NOWHERE)[None, :]
-        seen = (key >= lower[:, None]) & (key < upper[:, None])
-        dq = query_step(q, k, v, do, seen, lse, delta, dq, factor, cap, ELEMENT)
+        position = edge_positions(number, low, inner, blocks, KEYS)
+        key = begin + position
+        k = load_rows(k_ptr, key, k_token, position < length, WIDTH, BLOCK_WIDTH)
+        v = load_rows(v_ptr, key, v_token, position < length, WIDTH, BLOCK_WIDTH)
+        seen = (key[None, :] >= lower[:, None]) & (key[None, :] < upper[:, None])
+        dq = query_step(q, k, v, do, seen, None, lse, delta, dq, factor, cap, ELEMENT)
+    for number in tl.range(0, shared):
+        row = low + number * KEYS + tl.arange(0, KEYS)
+        key, exists, place = shared_rows(tile_ptr, row)
+        # The query of this key saw it: were it NaN, so would be its lse.
+        lse_of_key = tl.load(lse_ptr + head * tokens + key, mask=exists, other=0.0)
+        sound = tl.abs(lse_of_key) < float("inf")
+        spoilt = tl.where(sound, 0.0, float("nan"))
+        k = load_rows(k_ptr, key, k_token, exists & sound, WIDTH, BLOCK_WIDTH)
+        v = load_rows(v_ptr, key, v_token, exists & sound, WIDTH, BLOCK_WIDTH)
+        seen = (place[None, :] >= lower[:, None]) & (place[None, :] < upper[:, None])
+        dq = query_step(q, k, v, do, seen, spoilt[None, :], lse, delta, dq, factor, cap, ELEMENT)
     dq_ptr += head * WIDTH
     store_rows(dq_ptr, query, HEADS * WIDTH, inside, dq * scale, WIDTH, BLOCK_WIDTH)
 
@@ -182,15 +199,16 @@ def keys_kernel(
     KEYS: tl.constexpr,
 ):
     key_head = tl.cast(tl.program_id(0) % HEADS, tl.int64)
-    place = tl.program_id(0) // HEADS
+    part = tl.program_id(0) // HEADS
     ELEMENT: tl.constexpr = k_ptr.dtype.element_ty
     PARTS: tl.constexpr = TILE // KEYS
-    tile = tl.load(tiles_ptr + place // PARTS * COLUMNS + BY_KEYS)
+    tile = tl.load(tiles_ptr + part // PARTS * COLUMNS + BY_KEYS)
     tile_ptr = tiles_ptr + tile * COLUMNS
-    first_row = place % PARTS * KEYS
-    low, edges, inner, blocks = reach(tile_ptr, first_row, window, not CAUSAL, True, KEYS, QUERIES)
+    first_row = part % PARTS * KEYS
+    low, edges, shared, inner, blocks = reach(
+        tile_ptr, first_row, window, not CAUSAL, True, KEYS, QUERIES
+    )
     begin, length = tl.load(tile_ptr + BEGIN), tl.load(tile_ptr + LENGTH)
-    shared = tl.load(tile_ptr + SHARED) != 0
 
     key, lower, upper, exists = own_rows(
         tile_ptr, first_row + tl.arange(0, KEYS), window, not CAUSAL, True
@@ -206,20 +224,30 @@ def keys_kernel(
         do = load_rows(do_ptr + head * do_head, query, do_token, None, WIDTH, BLOCK_WIDTH)
         lse = tl.load(lse_ptr + head * tokens + query) * LOG2E
         delta = tl.load(delta_ptr + head * tokens + query)
-        dk, dv = key_step(q, k, v, do, None, lse, delta, dk, dv, factor, cap, ELEMENT)
+        dk, dv = key_step(q, k, v, do, None, None, lse, delta, dk, dv, factor, cap, ELEMENT)
     for number in tl.range(0, GROUP * edges):
         head = key_head * GROUP + number // edges
-        query, inside = edge_rows(
-            tile_ptr, number % edges, low, inner, blocks, begin, length, shared, QUERIES
-        )
+        position = edge_positions(number % edges, low, inner, blocks, QUERIES)
+        query, inside = begin + position, position < length
         q = load_rows(q_ptr + head * q_head, query, q_token, inside, WIDTH, BLOCK_WIDTH)
         do = load_rows(do_ptr + head * do_head, query, do_token, inside, WIDTH, BLOCK_WIDTH)
-        at = head * tokens + query
-        lse = tl.load(lse_ptr + at, mask=inside, other=0.0) * LOG2E
-        delta = tl.load(delta_ptr + at, mask=inside, other=0.0)
-        query = tl.where(inside, query, NOWHERE)[None, :]
-        seen = (query >= lower[:, None]) & (query < upper[:, None])
-        dk, dv = key_step(q, k, v, do, seen, lse, delta, dk, dv, factor, cap, ELEMENT)
+        lse = tl.load(lse_ptr + head * tokens + query, mask=inside, other=0.0) * LOG2E
+        delta = tl.load(delta_ptr + head * tokens + query, mask=inside, other=0.0)
+        seen = (query[None, :] >= lower[:, None]) & (query[None, :] < upper[:, None])
+        dk, dv = key_step(q, k, v, do, seen, None, lse, delta, dk, dv, factor, cap, ELEMENT)
+    for number in tl.range(0, GROUP * shared):
+        head = key_head * GROUP + number // shared
+        row = low + number % shared * QUERIES + tl.arange(0, QUERIES)
+        query, inside, place = shared_rows(tile_ptr, row)
+        lse = tl.load(lse_ptr + head * tokens + query, mask=inside, other=0.0) * LOG2E
+        delta = tl.load(delta_ptr + head * tokens + query, mask=inside, other=0.0)
+        sound = tl.abs(delta) < float("inf")  # as o and do are
+        spoilt = tl.where(sound, 0.0, float("nan"))[None, :]
+        inside &= sound
+        q = load_rows(q_ptr + head * q_head, query, q_token, inside, WIDTH, BLOCK_WIDTH)
+        do = load_rows(do_ptr + head * do_head, query, do_token, inside, WIDTH, BLOCK_WIDTH)
+        seen = (place[None, :] >= lower[:, None]) & (place[None, :] < upper[:, None])
+        dk, dv = key_step(q, k, v, do, seen, spoilt, lse, delta, dk, dv, factor, cap, ELEMENT)
     dk_ptr += key_head * WIDTH
     dv_ptr += key_head * WIDTH
     store_rows(dk_ptr, key, HEADS * WIDTH, exists, dk * scale, WIDTH, BLOCK_WIDTH)

@@ -4,10 +4,12 @@
 """What the Triton kernels of packed attention do with one block of tokens: device functions.
 
 A program owns a block of rows of a tile, queries or keys, and walks over blocks of the others,
-keys or queries, by their position in the document (in a shared tile, by their row): first those of
-which all see all, without a mask, then those on an edge: of the causal triangle, of the window, of
-the document, or a shared tile. Positions count from the document's beginning, so where it lies
-among others changes no operation.
+keys or queries, by their position in the document: first those of which all see all, without a
+mask, then those on an edge of the causal triangle, of the window or of the document. Positions
+count from the document's beginning, so where it lies among others changes no operation.
+
+In a shared tile the others are rows of the same half of it, and inf and NaN are kept from what
+doesn't see them.
 """
 
 import triton
@@ -60,18 +62,21 @@ def own_rows(tile_ptr, row, window, BACK: tl.constexpr, AHEAD: tl.constexpr):
 
 
 @triton.jit
-def edge_rows(tile_ptr, number, low, inner, blocks, begin, length, shared, BLOCK: tl.constexpr):
-    """The tokens of the edge block of that number, and whether they are any: those before the
-    inner blocks, then those after."""
+def edge_positions(number, low, inner, blocks, BLOCK: tl.constexpr):
+    """Of the edge block of that number: those before the inner blocks come first, then those
+    after."""
     position = low + number * BLOCK
     position = tl.where(position < inner, position, position + blocks * BLOCK)
-    position += tl.arange(0, BLOCK)
-    inside = shared & (position < TILE)
-    slot_ptr = tile_ptr + position // SLOT
-    slot_token = tl.load(slot_ptr + SLOT_TOKEN, mask=inside, other=0)
-    slot_end = tl.load(slot_ptr + SLOT_END, mask=inside, other=0)
-    token = tl.where(shared, slot_token + position % SLOT, begin + position)
-    return token, token < tl.where(shared, slot_end, begin + length)
+    return position + tl.arange(0, BLOCK)
+
+
+@triton.jit
+def shared_rows(tile_ptr, row):
+    """Of rows of a shared tile: their tokens, and what they are to be compared by."""
+    slot_ptr = tile_ptr + row // SLOT
+    token = tl.load(slot_ptr + SLOT_TOKEN) + row % SLOT
+    inside = token < tl.load(slot_ptr + SLOT_END)
+    return token, inside, tl.where(inside, token, NOWHERE)
 
 
 @triton.jit
@@ -87,8 +92,8 @@ def reach(
     """The positions with which rows `row` to row + OWN of a tile have to do, in whole blocks.
 
     BACK, AHEAD: with earlier and with later ones; window: with those nearer than that alone.
-    Returns where they begin, how many blocks are on an edge, where those between that are on none
-    begin, and how many there are.
+    Returns where they begin; how many blocks are on an edge, and how many are of a shared tile;
+    where those between that are on none begin, and how many there are.
     """
     length = tl.load(tile_ptr + LENGTH)
     first = tl.load(tile_ptr + FIRST) + row
@@ -103,15 +108,16 @@ def reach(
     elif window is not None:
         outer = tl.minimum(first + window, length)
         high = tl.minimum(first + OWN - 1 + window, length)
+    shared = 0
     if tl.load(tile_ptr + SHARED) != 0:  # a short document lies in one half of the tile
-        low = row // SHARED_LENGTH * SHARED_LENGTH
-        high = tl.maximum(low + SHARED_LENGTH, row + OWN)
-        inner, outer = high, low
+        low = row // SHARED_LENGTH * SHARED_LENGTH // BLOCK * BLOCK
+        inner, outer, high = low, low, low
+        shared = (tl.maximum(SHARED_LENGTH, row + OWN - low) + BLOCK - 1) // BLOCK
     low = low // BLOCK * BLOCK
     inner = (tl.minimum(inner, high) + BLOCK - 1) // BLOCK * BLOCK
     outer = tl.maximum(outer // BLOCK * BLOCK, inner)
     edges = (inner - low) // BLOCK + (high - outer + BLOCK - 1) // BLOCK
-    return low, edges, inner, (outer - inner) // BLOCK
+    return low, edges, shared, inner, (outer - inner) // BLOCK
 
 
 # ---- what is in them -----------------------------------------------------------------------------
@@ -122,13 +128,13 @@ def load_rows(ptr, row, stride, inside, WIDTH: tl.constexpr, BLOCK_WIDTH: tl.con
     """(rows, BLOCK_WIDTH), zeros beyond WIDTH and in rows that are not inside (None: all are)."""
     column = tl.arange(0, BLOCK_WIDTH)[None, :]
     at = ptr + tl.cast(row, tl.int64)[:, None] * stride + column
-    if inside is None:
-        if WIDTH == BLOCK_WIDTH:
-            value = tl.load(at)
-        else:
-            value = tl.load(at, mask=column < WIDTH, other=0.0)
+    mask = column < WIDTH
+    if inside is not None:
+        mask = mask & inside[:, None]
+    if inside is None and WIDTH == BLOCK_WIDTH:
+        value = tl.load(at)
     else:
-        value = tl.load(at, mask=inside[:, None] & (column < WIDTH), other=0.0)
+        value = tl.load(at, mask=mask, other=0.0)
     return value.to(tl.float32) if INTERPRETED else value
 
 
@@ -138,6 +144,15 @@ def store_rows(ptr, row, stride, inside, value, WIDTH: tl.constexpr, BLOCK_WIDTH
     at = ptr + tl.cast(row, tl.int64)[:, None] * stride + column
     mask = inside[:, None] & (column < WIDTH)
     tl.store(at, value.to(ptr.dtype.element_ty), mask=mask)
+
+
+@triton.jit
+def without_nan(value):
+    """`value` with zeros for inf and NaN, since 0 * NaN is NaN; and NaN for the rows of which some
+    were, to be added to the weights of those that see them."""
+    finite = tl.abs(value.to(tl.float32)) < float("inf")
+    spoilt = tl.max(tl.where(finite, 0.0, 1.0), 1)
+    return tl.where(finite, value, 0.0), tl.where(spoilt > 0.0, float("nan"), 0.0)
 
 
 @triton.jit

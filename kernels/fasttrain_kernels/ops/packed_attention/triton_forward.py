@@ -15,16 +15,16 @@ from fasttrain_kernels.ops.packed_attention.triton_blocks import (
     LENGTH,
     LN2,
     LOG2E,
-    NOWHERE,
     PRECISION,
-    SHARED,
     TILE,
-    edge_rows,
+    edge_positions,
     load_rows,
     own_rows,
     reach,
     rounded,
+    shared_rows,
     store_rows,
+    without_nan,
 )
 
 # Not -inf, from which -inf can't be subtracted: the maximum of a row that has seen no key yet.
@@ -32,9 +32,12 @@ LOWEST = tl.constexpr(torch.finfo(torch.float32).min)
 
 
 @triton.jit
-def softmax_step(q, k, v, seen, top, total, o, factor, cap, ELEMENT: tl.constexpr):
-    """Adds a block of keys to a row's maximum, sum and output; seen None: all are seen."""
+def softmax_step(q, k, v, seen, spoilt, top, total, o, factor, cap, ELEMENT: tl.constexpr):
+    """Adds a block of keys to a row's maximum, sum and output; seen None: all are seen; spoilt
+    None: no value was NaN."""
     scores = tl.dot(q, k.T, input_precision=PRECISION) * factor
+    if spoilt is not None:
+        scores = tl.where(tl.abs(scores) < float("inf"), scores + spoilt[None, :], float("nan"))
     if cap is not None:
         scores = cap * tanh(scores)
     if seen is not None:
@@ -76,14 +79,15 @@ def forward_kernel(
     KEYS: tl.constexpr,
 ):
     head = tl.cast(tl.program_id(0) % HEADS, tl.int64)
-    place = tl.program_id(0) // HEADS
+    part = tl.program_id(0) // HEADS
     ELEMENT: tl.constexpr = k_ptr.dtype.element_ty
     PARTS: tl.constexpr = TILE // QUERIES
-    tile_ptr = tiles_ptr + place // PARTS * COLUMNS
-    first_row = place % PARTS * QUERIES
-    low, edges, inner, blocks = reach(tile_ptr, first_row, window, True, not CAUSAL, QUERIES, KEYS)
+    tile_ptr = tiles_ptr + part // PARTS * COLUMNS
+    first_row = part % PARTS * QUERIES
+    low, edges, shared, inner, blocks = reach(
+        tile_ptr, first_row, window, True, not CAUSAL, QUERIES, KEYS
+    )
     begin, length = tl.load(tile_ptr + BEGIN), tl.load(tile_ptr + LENGTH)
-    shared = tl.load(tile_ptr + SHARED) != 0
 
     query, lower, upper, inside = own_rows(
         tile_ptr, first_row + tl.arange(0, QUERIES), window, True, not CAUSAL
@@ -101,14 +105,22 @@ def forward_kernel(
         key = begin + inner + number * KEYS + tl.arange(0, KEYS)
         k = load_rows(k_ptr, key, k_token, None, WIDTH, BLOCK_WIDTH)
         v = load_rows(v_ptr, key, v_token, None, WIDTH, BLOCK_WIDTH)
-        top, total, o = softmax_step(q, k, v, None, top, total, o, factor, cap, ELEMENT)
+        top, total, o = softmax_step(q, k, v, None, None, top, total, o, factor, cap, ELEMENT)
     for number in tl.range(0, edges):
-        key, exists = edge_rows(tile_ptr, number, low, inner, blocks, begin, length, shared, KEYS)
+        position = edge_positions(number, low, inner, blocks, KEYS)
+        key = begin + position
+        k = load_rows(k_ptr, key, k_token, position < length, WIDTH, BLOCK_WIDTH)
+        v = load_rows(v_ptr, key, v_token, position < length, WIDTH, BLOCK_WIDTH)
+        seen = (key[None, :] >= lower[:, None]) & (key[None, :] < upper[:, None])
+        top, total, o = softmax_step(q, k, v, seen, None, top, total, o, factor, cap, ELEMENT)
+    for number in tl.range(0, shared):
+        row = low + number * KEYS + tl.arange(0, KEYS)
+        key, exists, place = shared_rows(tile_ptr, row)
         k = load_rows(k_ptr, key, k_token, exists, WIDTH, BLOCK_WIDTH)
         v = load_rows(v_ptr, key, v_token, exists, WIDTH, BLOCK_WIDTH)
-        key = tl.where(exists, key, NOWHERE)[None, :]
-        seen = (key >= lower[:, None]) & (key < upper[:, None])
-        top, total, o = softmax_step(q, k, v, seen, top, total, o, factor, cap, ELEMENT)
+        v, spoilt = without_nan(v)
+        seen = (place[None, :] >= lower[:, None]) & (place[None, :] < upper[:, None])
+        top, total, o = softmax_step(q, k, v, seen, spoilt, top, total, o, factor, cap, ELEMENT)
 
     o_ptr += head * WIDTH
     store_rows(o_ptr, query, HEADS * WIDTH, inside, o / total[:, None], WIDTH, BLOCK_WIDTH)
