@@ -1,5 +1,6 @@
 """bench/harness.py, memory.py and report.py: what is counted, how often, and what is shown."""
 
+import gc
 import json
 import time
 
@@ -33,6 +34,14 @@ def nothing():
 
 def provider(name, step=nothing, **options):
     return Provider(name, lambda: step, **options)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def no_old_objects_to_look_through():
+    """Every measurement collects garbage: half a second for all that a test process holds."""
+    gc.freeze()
+    yield
+    gc.unfreeze()
 
 
 class Counter:
