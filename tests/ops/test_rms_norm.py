@@ -193,8 +193,10 @@ def test_every_instruction_set(isa):
 # ---- 4. PyTorch's machinery ---------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("style", STYLES)
-@pytest.mark.parametrize("residual_dtype", [None, F32])
+# What the shapes and dtypes of results hang on: a style with the weight's dtype, a residual.
+@pytest.mark.parametrize(
+    ("style", "residual_dtype"), [("llama", None), ("gemma", F32), ("olmo2", None)]
+)
 def test_opcheck(place, style, residual_dtype):
     leaves = inputs((4, 6, 40), BF16, F32, residual_dtype, device=place.device)
     x, weight, residual = (t if t is None else t.detach() for t in leaves)
@@ -204,7 +206,8 @@ def test_opcheck(place, style, residual_dtype):
         opcheck(torch.ops.fasttrain.rms_norm_forward.default, forward)
         y, total, rstd = torch.ops.fasttrain.rms_norm_forward(*forward)
         s = x_like if res is None else total
-        for needs in ((True, True), (True, False), (False, True)):
+        every = ((True, True), (True, False), (False, True))
+        for needs in every if x_like is x else every[:1]:  # strides of x don't meet with these
             backward = (
                 y,
                 None if res is None else s,
