@@ -23,9 +23,10 @@ def on(backend):
     return SimpleNamespace(backend=backend, device="cpu", truncating=False)
 
 
-def kernel_of(backend):
-    """The module that implements a backend; swiglu and geglu share them."""
-    return dispatch.OPS["swiglu"].candidate(backend).load()
+def kernel_of(backend, activation="silu"):
+    """The module that implements a backend; that of geglu is another for the reference only."""
+    op = "swiglu" if activation == "silu" else "geglu"
+    return dispatch.OPS[op].candidate(backend).load()
 
 
 def inputs(shape, dtype=F32, device="cpu", seed=0, spread=4.0):

@@ -45,14 +45,18 @@ def test_a_gradient_of_stride_zero(place):
 
 @pytest.mark.parametrize("wanted", ["gate", "up"])
 @ACTIVATIONS
-def test_only_what_wants_a_gradient_gets_one(place, activation, wanted):
+def test_only_what_wants_a_gradient_gets_one(place, activation, wanted, monkeypatch):
     gate, up, dy = inputs((6, 40), device=place.device)
     _, *full = call(place, activation, gate, up, dy)
+    kernel, asked = kernel_of(place.backend, activation), []
+    real = kernel.backward
+    monkeypatch.setattr(kernel, "backward", lambda *a: (asked.append(a[4:]), real(*a))[1])
     leaves = [t.requires_grad_(name == wanted) for name, t in (("gate", gate), ("up", up))]
     GLU[activation](*leaves, backend=place.backend).backward(dy)
     for leaf, gradient in zip(leaves, full, strict=True):
         assert (leaf.grad is not None) == leaf.requires_grad
         assert leaf.grad is None or torch.equal(leaf.grad, gradient)
+    assert [t is not None for t in asked[0]] == [leaf.requires_grad for leaf in leaves]
 
 
 def test_without_gradients(place):
