@@ -12,6 +12,8 @@ import pytest
 import torch
 from fasttrain_kernels import Choice, UnsupportedKernel, check, choose, explain, rms_norm, use
 from fasttrain_kernels.dispatch import EAGER, ENVIRONMENT, OPS, Candidate, Op
+from fasttrain_kernels.__main__ import main
+from fasttrain_kernels.dispatch import ENVIRONMENT, OPS, Candidate, Op
 from fasttrain_kernels.ops.rms_norm import cpu_kernel, reference
 
 FACTS = {"device": "cpu", "dtype": torch.float32, "width": 64}
@@ -264,23 +266,32 @@ def test_check_compares_every_backend_with_exact_values(monkeypatch):
 
 
 def test_the_command_prints_the_table():
-    def run(*options, **environment):
-        return subprocess.run(
-            [sys.executable, "-m", "fasttrain_kernels", *options],
-            env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), **environment},
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-
-    good = run("--check", "--device", "cpu")
+    good = subprocess.run(
+        [sys.executable, "-m", "fasttrain_kernels", "--check", "--device", "cpu"],
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     assert good.returncode == 0, good.stderr
     assert "rms_norm" in good.stdout and "made for cuda; the tensors are on cpu" in good.stdout
     assert "self-test on cpu" in good.stdout and "FAILED" not in good.stdout
-    bad = run("--device", "cpu", **{ENVIRONMENT: "rms_norm=triton"})
-    assert bad.returncode == 2 and bad.stderr.startswith("error: rms_norm: backend 'triton'")
-    bad = run("--device", "cpu", **{ENVIRONMENT: "rmsnorm=cpu"})
-    assert bad.returncode == 2 and bad.stderr.startswith("error: there is no op 'rmsnorm'")
+
+
+@pytest.mark.parametrize(
+    ("asked", "message"),
+    [
+        ("rms_norm=triton", "error: rms_norm: backend 'triton'"),
+        ("rmsnorm=cpu", "error: there is no op 'rmsnorm'"),
+    ],
+)
+def test_the_command_ends_with_2_where_what_was_asked_cannot_serve(
+    asked, message, monkeypatch, capsys
+):
+    monkeypatch.setenv(ENVIRONMENT, asked)
+    monkeypatch.setattr(sys, "argv", ["fasttrain_kernels", "--device", "cpu"])
+    assert main() == 2
+    assert capsys.readouterr().err.startswith(message)
 
 
 def test_everything_exported_exists():
