@@ -15,6 +15,10 @@ pytestmark = pytest.mark.skipif(
 )
 
 WIDTHS = [2**power for power in range(14)]  # 8192 is the widest row; the others pad up to these
+# Below 8192 at most 80 of 128 registers are used: every tile on one architecture, and on the others
+# the two shapes that use the most, of several rows and of one.
+TILES = [(width, 120) for width in WIDTHS]
+TILES += [(width, other) for other in ARCHITECTURES if other != 120 for width in (128, 8192)]
 
 
 def rms_norm_forward(width, element="*bf16", weight=None, residual="*bf16", style="llama"):
@@ -70,8 +74,7 @@ def assert_fits(kernel, arguments, warps, architecture, **options):
     assert found.programs_per_multiprocessor(warps) * warps >= 16, found
 
 
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
-@pytest.mark.parametrize("width", WIDTHS)
+@pytest.mark.parametrize(("width", "architecture"), TILES)
 def test_rms_norm_at_every_width(width, architecture):
     assert_fits(*rms_norm_forward(width), architecture)
     assert_fits(*rms_norm_backward(width), architecture)
@@ -83,11 +86,18 @@ def test_rms_norm_in_every_form(width, architecture):
     for element in ("*fp32", "*bf16", "*fp16"):
         residual = None if element == "*fp16" else element
         assert_fits(*rms_norm_forward(width, element, None, residual, "gemma"), architecture)
-        for dx, dweight in ((True, True), (True, False), (False, True)):
-            form = rms_norm_backward(width, element, None, residual, dx, dweight)
-            assert_fits(*form, architecture)
+        assert_fits(*rms_norm_backward(width, element, None, residual), architecture)
     assert_fits(*rms_norm_forward(width, "*bf16", "*fp32", None), architecture)
     assert_fits(*rms_norm_backward(width, "*bf16", "*fp32", None), architecture)
+
+
+@pytest.mark.parametrize("width", [128, 8192])
+@pytest.mark.parametrize(("dx", "dweight"), [(True, False), (False, True)])
+def test_rms_norm_backward_in_part(width, dx, dweight):
+    for element in ("*fp32", "*bf16", "*fp16"):
+        residual = None if element == "*fp16" else element
+        form = rms_norm_backward(width, element, None, residual, dx, dweight)
+        assert_fits(*form, 120)
 
 
 @pytest.mark.parametrize("architecture", [80, 120])
