@@ -43,6 +43,15 @@ class Place(NamedTuple):
         """Triton's interpreter rounds bfloat16 towards zero."""
         return self == ("triton", "cpu")
 
+    @property
+    def compiler(self) -> str:
+        """A backend of torch.compile: "aot_eager" makes the graph, "inductor" code from it as well.
+
+        The graph says which kernels to call in one argument of an opaque op, no more: code made
+        from it for the reference or the interpreter would be the same but for that.
+        """
+        return "aot_eager" if self.truncating or self.backend == "eager" else "inductor"
+
 
 def places_of(op):
     """Where an op's backends run here; in Triton's interpreter, that one alone."""

@@ -263,10 +263,8 @@ def test_opcheck(backend):
             opcheck(ops.cross_entropy_backward_.default, arguments)
 
 
-@pytest.mark.parametrize(
-    "compiler", ["aot_eager", pytest.param("inductor", marks=pytest.mark.slow)]
-)
-def test_torch_compile_in_one_graph(place, compiler):
+@pytest.mark.slow
+def test_torch_compile_in_one_graph(place):
     def loss(logits, labels, num_items):
         found = cross_entropy(
             logits * 1.5,
@@ -278,10 +276,8 @@ def test_torch_compile_in_one_graph(place, compiler):
         )
         return found.loss + cross_entropy(logits, labels, softcap=3.0, backend=place.backend)
 
-    if place.truncating and compiler == "inductor":
-        pytest.skip("the graph is the same; test_rms_norm.py compiles one with interpreted kernels")
     torch._dynamo.reset()
-    compiled = torch.compile(loss, fullgraph=True, dynamic=True, backend=compiler)
+    compiled = torch.compile(loss, fullgraph=True, dynamic=True, backend=place.compiler)
     for rows in (3, 5):
         logits, labels = logits_of((rows, 40), F32, place.device), labels_of((rows,), 40)
         arguments = (logits, labels.to(place.device), torch.tensor(7, device=place.device))

@@ -174,13 +174,8 @@ def test_opcheck(backend, count, dtype, added, wanted):
     opcheck(ops.linear_cross_entropy_backward.default, backward)
 
 
-@pytest.mark.parametrize(
-    "compiler", ["aot_eager", pytest.param("inductor", marks=pytest.mark.slow)]
-)
-def test_torch_compile_in_one_graph(place, compiler):
-    if place.truncating and compiler == "inductor":
-        pytest.skip("the graph is the same; test_rms_norm.py compiles one with interpreted kernels")
-
+@pytest.mark.slow
+def test_torch_compile_in_one_graph(place):
     def loss(hidden, weight, labels, num_items):
         options = {"backend": place.backend, "num_items": num_items}
         by_rows = linear_cross_entropy(torch.sin(hidden), weight, labels, z_loss=1e-3, **options)
@@ -190,7 +185,7 @@ def test_torch_compile_in_one_graph(place, compiler):
         return by_rows + found.loss
 
     torch._dynamo.reset()
-    compiled = torch.compile(loss, fullgraph=True, dynamic=True, backend=compiler)
+    compiled = torch.compile(loss, fullgraph=True, dynamic=True, backend=place.compiler)
     for rows in (3, 5):
         head = head_of((rows,), 24, 40, device=place.device)
         labels = labels_of((rows,), 40, device=place.device)
