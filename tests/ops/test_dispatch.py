@@ -11,9 +11,8 @@ import fasttrain_kernels
 import pytest
 import torch
 from fasttrain_kernels import Choice, UnsupportedKernel, check, choose, explain, rms_norm, use
-from fasttrain_kernels.dispatch import EAGER, ENVIRONMENT, OPS, Candidate, Op
 from fasttrain_kernels.__main__ import main
-from fasttrain_kernels.dispatch import ENVIRONMENT, OPS, Candidate, Op
+from fasttrain_kernels.dispatch import EAGER, ENVIRONMENT, OPS, Candidate, Op
 from fasttrain_kernels.ops.rms_norm import cpu_kernel, reference
 
 FACTS = {"device": "cpu", "dtype": torch.float32, "width": 64}
