@@ -115,43 +115,57 @@ void attend(const PackedAttention& args, const Seen& seen, const Work<T>& work, 
   }
 }
 
+// Keys and values of the tokens from `token` on, a block at a time.
+template <class Stored>
+void pack_keys(const PackedAttention& args, int64_t token, int64_t keys, int64_t head,
+               const Work<Acc<Stored>>& work) {
+  for (int64_t key = 0; key < keys; key += kKeys) {
+    const int64_t rows = smaller(kKeys, keys - key);
+    const Stored* v = row_of<const Stored>(args.v, token + key, head);
+    prefetch_rows(v, args.v.token, rows, args.value_width);
+    transpose_rows(row_of<const Stored>(args.k, token + key, head), args.k.token, rows, args.width,
+                   work.keys + key * args.width);
+    copy_rows(v, args.v.token, rows, args.value_width, work.values.from(key));
+  }
+}
+
+// o and lse of the queries [begin, begin + queries) of one head.
+template <class Stored, bool softcap>
+void forward_block(const PackedAttention& args, const AttentionTask& task, const Seen& seen,
+                   const Work<Acc<Stored>>& work, int64_t first_key, int64_t begin,
+                   int64_t queries, int64_t head) {
+  using T = Acc<Stored>;
+  const int64_t token = task.begin + begin;
+  const T* sink = args.sinks == nullptr ? nullptr : static_cast<const T*>(args.sinks) + head;
+  copy_rows(row_of<const Stored>(args.q, token, head), args.q.token, queries, args.width, work.q);
+  clear(work.o, queries);
+  for (int64_t i = 0; i < queries; ++i) {
+    work.maxima[i] = sink == nullptr ? lowest<T>() : *sink;
+    work.sums[i] = sink == nullptr ? T(0) : T(1);
+  }
+  attend<T, softcap>(args, seen, work, first_key, begin, queries);
+  T* lse = static_cast<T*>(args.lse) + head * args.tokens + token;
+  for (int64_t i = 0; i < queries; ++i) {
+    store_row(work.o.row(i), T(1) / work.sums[i], args.value_width,
+              row_of<Stored>(args.o, token + i, head));
+    lse[i] = work.maxima[i] + log(work.sums[i]);
+  }
+}
+
 template <class Stored, bool softcap>
 void forward(const PackedAttention& args, const AttentionTask& task, void* memory) {
   using T = Acc<Stored>;
   const Seen seen{args.causal, args.window, task.length};
   const Range keys = keys_of(seen, task);
-  const int64_t first_key = task.begin + keys.begin, all_keys = keys.end - keys.begin;
-  const int64_t groups = args.query_heads / args.key_heads;
+  const int64_t all_keys = keys.end - keys.begin;
+  const int64_t groups = args.query_heads / args.key_heads, shared = task.key_head;
   Scratch scratch{reinterpret_cast<uintptr_t>(memory)};
   const Work<T> work(args, all_keys, scratch);
-  prefetch_rows(row_of<const Stored>(args.v, first_key, task.key_head), args.v.token,
-                smaller(all_keys, kQueries), args.value_width);
-  prefetch_rows(row_of<const Stored>(args.q, task.begin + task.first, task.key_head * groups), args.q.token,
-                smaller(task.last - task.first, kQueries), args.width);
-  transpose_rows(row_of<const Stored>(args.k, first_key, task.key_head), args.k.token, all_keys,
-                 args.width, work.keys);
-  copy_rows(row_of<const Stored>(args.v, first_key, task.key_head), args.v.token, all_keys,
-            args.value_width, work.values);
-  for (int64_t head = task.key_head * groups; head < (task.key_head + 1) * groups; ++head) {
-    const T* sink = args.sinks == nullptr ? nullptr : static_cast<const T*>(args.sinks) + head;
-    for (int64_t begin = task.first; begin < task.last; begin += kQueries) {
-      const int64_t queries = smaller(kQueries, task.last - begin), token = task.begin + begin;
-      copy_rows(row_of<const Stored>(args.q, token, head), args.q.token, queries, args.width,
-                work.q);
-      clear(work.o, queries);
-      for (int64_t i = 0; i < queries; ++i) {
-        work.maxima[i] = sink == nullptr ? lowest<T>() : *sink;
-        work.sums[i] = sink == nullptr ? T(0) : T(1);
-      }
-      attend<T, softcap>(args, seen, work, keys.begin, begin, queries);
-      T* lse = static_cast<T*>(args.lse) + head * args.tokens + token;
-      for (int64_t i = 0; i < queries; ++i) {
-        store_row(work.o.row(i), T(1) / work.sums[i], args.value_width,
-                  row_of<Stored>(args.o, token + i, head));
-        lse[i] = work.maxima[i] + log(work.sums[i]);
-      }
-    }
-  }
+  pack_keys<Stored>(args, task.begin + keys.begin, all_keys, shared, work);
+  for (int64_t head = shared * groups; head < (shared + 1) * groups; ++head)
+    for (int64_t begin = task.first; begin < task.last; begin += kQueries)
+      forward_block<Stored, softcap>(args, task, seen, work, keys.begin, begin,
+                                     smaller(kQueries, task.last - begin), head);
 }
 
 }  // namespace

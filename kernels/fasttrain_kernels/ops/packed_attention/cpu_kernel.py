@@ -1,6 +1,6 @@
 """Attention within packed documents in C++ (csrc/cpu/packed_attention*.cpp), on torch's threads.
 
-A task is one key head and a document (forward: up to 576 queries of it), so the result is the same
+A task is one key head and a document (forward: up to 1152 queries of it), so the result is the same
 bits on any number of threads, and whatever the other documents are.
 """
 
