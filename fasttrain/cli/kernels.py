@@ -49,6 +49,7 @@ def kernel_rows(device: torch.device, dtype: torch.dtype) -> list[tuple[str, str
                 reason = f"made for {', '.join(candidate.devices)}"
             reason = reason or op.why_not(candidate, problem)
             why = reason or ("chosen by auto" if candidate.name == chosen else "")
+            why = why or op.advice(candidate, problem) or ""
             rows.append((name, candidate.name, "no" if reason else "yes", why))
     return rows
 
