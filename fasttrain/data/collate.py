@@ -29,9 +29,12 @@ def collate(documents: Documents, chosen: np.ndarray, *, vocab_size: int) -> Bat
     index = np.flatnonzero(labels != IGNORED_LABEL)
     positions = np.arange(len(tokens)) - np.repeat(starts[:-1], lengths)
 
+    pinned = torch.cuda.is_initialized()
+    layout = DocumentLayout(tuple(lengths.tolist()))
+
     def tensor(array: np.ndarray) -> Tensor:
         made = torch.from_numpy(array)
-        return made.pin_memory() if torch.cuda.is_initialized() else made
+        return made.pin_memory() if pinned else made
 
     return Batch(
         input_ids=tensor(tokens),
@@ -39,7 +42,7 @@ def collate(documents: Documents, chosen: np.ndarray, *, vocab_size: int) -> Bat
         position_ids=tensor(positions),
         cu_seqlens=tensor(starts.astype(np.int32)),
         supervised_index=tensor(index),
-        layout=DocumentLayout(tuple(lengths.tolist())),
+        layout=layout.pin_memory() if pinned else layout,
         num_supervised=len(index),
         sources=sources,
     )

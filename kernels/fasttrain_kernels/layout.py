@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import dataclass, field
 
 import torch
@@ -28,9 +29,15 @@ class DocumentLayout:
         object.__setattr__(self, "tiles", tile_table(offsets))
 
     def to(self, device: torch.device) -> DocumentLayout:
-        """The same with its tiles on `device`; the offsets stay on the CPU."""
-        moved = object.__new__(DocumentLayout)
-        object.__setattr__(moved, "lengths", self.lengths)
-        object.__setattr__(moved, "offsets", self.offsets)
-        object.__setattr__(moved, "tiles", self.tiles.to(device, non_blocking=True))
-        return moved
+        """The same with its tiles on `device`, asynchronously from pinned memory; the offsets stay
+        on the CPU."""
+        return self._with_tiles(self.tiles.to(device, non_blocking=True))
+
+    def pin_memory(self) -> DocumentLayout:
+        """The same with its tiles in page-locked memory."""
+        return self._with_tiles(self.tiles.pin_memory())
+
+    def _with_tiles(self, tiles: Tensor) -> DocumentLayout:
+        changed = copy.copy(self)
+        object.__setattr__(changed, "tiles", tiles)
+        return changed
