@@ -7,7 +7,9 @@ from fasttrain_kernels.dispatch import choose
 from ops.attention_calls import (
     BF16,
     CPU,
+    EAGER,
     F32,
+    F64,
     Attention,
     assert_exact,
     leaves_of,
@@ -59,6 +61,15 @@ def test_a_long_document_gives_the_same_bits_alone_and_on_any_number_of_threads(
 
 def test_queries_of_a_group_share_what_was_packed():
     assert_exact(CPU, (6, 2, 16, 5), Attention((100, 200)), BF16)
+
+
+@pytest.mark.parametrize(("dtype", "sink"), [(F32, 89.0), (F64, 1000.0)], ids=["fp32", "fp64"])
+def test_a_sink_whose_exp_overflows(dtype, sink):
+    """Every weight is then all but 0, and lanes past the last token must add nothing."""
+    call = Attention((5,), sinks=torch.tensor([sink]))
+    leaves = leaves_of(CPU, (1, 1, 8), call, dtype)
+    for one, other in zip(results(CPU, leaves, call), results(EAGER, leaves, call), strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-30)
 
 
 def test_says_what_it_does_not_serve():
