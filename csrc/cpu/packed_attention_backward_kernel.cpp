@@ -14,7 +14,7 @@ namespace fasttrain {
 namespace FT_ISA {
 namespace {
 
-// With heads of width 128 in float, what a pair of blocks touches is 400 KB.
+// A pair of blocks touches 320 KB with heads of width 64 in float, and 510 KB with 128: an L2 cache.
 constexpr int64_t kQueries = 96;
 constexpr int64_t kKeys = 96;
 
