@@ -32,7 +32,7 @@ COLUMNS = tl.constexpr(tiles.COLUMNS)
 
 # Triton's interpreter multiplies no bfloat16, so there products are of float32.
 INTERPRETED = tl.constexpr(triton.knobs.runtime.interpret)
-PRECISION = tl.constexpr("tf32x3")  # float32 as three products of tf32, to 2^-21
+PRECISION = tl.constexpr("ieee")  # of float32: three products of tf32 take twice the registers
 NOWHERE = tl.constexpr(2**31 - 1)  # the token of a row that has none
 LOG2E = tl.constexpr(1.4426950408889634)
 LN2 = tl.constexpr(0.6931471805599453)
@@ -147,12 +147,10 @@ def store_rows(ptr, row, stride, inside, value, WIDTH: tl.constexpr, BLOCK_WIDTH
 
 
 @triton.jit
-def without_nan(value):
-    """`value` with zeros for inf and NaN, since 0 * NaN is NaN; and NaN for the rows of which some
-    were, to be added to the weights of those that see them."""
+def nan_rows(value):
+    """NaN for the rows of which some are inf or NaN, 0 for the others."""
     finite = tl.abs(value.to(tl.float32)) < float("inf")
-    spoilt = tl.max(tl.where(finite, 0.0, 1.0), 1)
-    return tl.where(finite, value, 0.0), tl.where(spoilt > 0.0, float("nan"), 0.0)
+    return tl.where(tl.max(tl.where(finite, 0.0, 1.0), 1) > 0.0, float("nan"), 0.0)
 
 
 @triton.jit

@@ -19,12 +19,12 @@ from fasttrain_kernels.ops.packed_attention.triton_blocks import (
     TILE,
     edge_positions,
     load_rows,
+    nan_rows,
     own_rows,
     reach,
     rounded,
     shared_rows,
     store_rows,
-    without_nan,
 )
 
 # Not -inf, from which -inf can't be subtracted: the maximum of a row that has seen no key yet.
@@ -116,9 +116,10 @@ def forward_kernel(
     for number in tl.range(0, shared):
         row = low + number * KEYS + tl.arange(0, KEYS)
         key, exists, place = shared_rows(tile_ptr, row)
+        spoilt = nan_rows(load_rows(v_ptr, key, v_token, exists, WIDTH, BLOCK_WIDTH))
         k = load_rows(k_ptr, key, k_token, exists, WIDTH, BLOCK_WIDTH)
-        v = load_rows(v_ptr, key, v_token, exists, WIDTH, BLOCK_WIDTH)
-        v, spoilt = without_nan(v)
+        sound = exists & (spoilt == 0.0)
+        v = load_rows(v_ptr, key, v_token, sound, WIDTH, BLOCK_WIDTH)
         seen = (place[None, :] >= lower[:, None]) & (place[None, :] < upper[:, None])
         top, total, o = softmax_step(q, k, v, seen, spoilt, top, total, o, factor, cap, ELEMENT)
 

@@ -2,9 +2,12 @@
 
 The tile table (tiles.py) says what there is to do; how a block is computed is in triton_blocks.py,
 triton_forward.py and triton_backward.py. Sums are in float32; p and ds are rounded to the inputs'
-dtype before they are multiplied. Nothing crosses programs, so results are bitwise repeatable, and
-a document's are the same alone and among others. (A document that holds inf or NaN may spoil those
-that share a tile with it: a hidden key has the weight 0, and 0 * NaN is NaN.)
+dtype before they are multiplied. Grids follow from shapes, so that nothing waits for the device.
+
+Nothing crosses programs, so results are bitwise repeatable. A document's are the same alone and
+among others: every block begins at a fixed place of the document or, where short ones share a tile,
+holds it where a tree of sums and the steps of a matrix unit add exact zeros to it. inf and NaN stay
+in their document.
 """
 
 import functools
@@ -40,11 +43,39 @@ class Configuration(NamedTuple):
     keys: Blocks  # dk and dv
 
 
-SMALL = Blocks(128, 128, 4, 2)
+# By the width that heads are padded to, at most. Chosen so that nothing spills out of 255 registers
+# a thread, with every option (tests/ops/test_gpu_gate_packed_attention.py). 128 x 128 numbers in
+# float32 are 64 registers a thread of 8 warps: one such sum in the forward pass and for dq, two for
+# dk and dv.
+#
+# Hopper and datacentre Blackwell: matrix units read both operands from shared memory, of 227 KB.
+LARGE = {
+    64: Configuration(Blocks(128, 64, 8, 3), Blocks(128, 64, 8, 2), Blocks(64, 128, 8, 2)),
+    128: Configuration(Blocks(128, 64, 8, 2), Blocks(128, 64, 8, 2), Blocks(32, 128, 8, 2)),
+    256: Configuration(Blocks(128, 32, 8, 2), Blocks(64, 16, 8, 2), Blocks(32, 32, 8, 2)),
+}
+# The others: operands pass through registers, and 99 KB of shared memory are what all have.
+SMALL = {
+    64: Configuration(Blocks(128, 64, 8, 2), Blocks(128, 32, 8, 2), Blocks(32, 128, 8, 2)),
+    128: Configuration(Blocks(128, 32, 8, 2), Blocks(64, 32, 8, 2), Blocks(64, 64, 8, 2)),
+    256: Configuration(Blocks(64, 16, 8, 2), Blocks(64, 16, 8, 2), Blocks(32, 32, 8, 2)),
+}
+# float32 is multiplied without matrix units, as exactly as it is added.
+FLOAT32 = {
+    64: Configuration(Blocks(64, 32, 8, 2), Blocks(64, 32, 8, 2), Blocks(32, 64, 8, 2)),
+    128: Configuration(Blocks(32, 32, 8, 2), Blocks(32, 32, 8, 2), Blocks(32, 32, 8, 2)),
+    256: Configuration(Blocks(32, 16, 8, 2), Blocks(32, 16, 8, 2), Blocks(16, 32, 8, 1)),
+}
+# Few programs and few steps: the interpreter takes 20 ms for one.
+INTERPRETED = Configuration(Blocks(128, 128, 1, 1), Blocks(128, 64, 1, 1), Blocks(64, 128, 1, 1))
 
 
-def configuration(architecture: int, width: int, itemsize: int) -> Configuration:
-    return Configuration(SMALL, SMALL, SMALL)
+def configuration(capability: tuple[int, int], width: int, dtype: torch.dtype) -> Configuration:
+    """The blocks of the three kernels, on a GPU of that compute capability."""
+    table = LARGE if capability[0] in (9, 10) else SMALL
+    if dtype == torch.float32:
+        table = FLOAT32
+    return next(found for limit, found in table.items() if width <= limit)
 
 
 def unsupported(problem: Problem) -> str | None:
@@ -149,21 +180,20 @@ def backward(
             HEADS=k.shape[1],
             **_shape(q, k, mask, of_keys),
         )
-    if sinks is None:
+    if sinks is None or partials is None:
         return dq, dk, dv, q.new_empty(0)
     return dq, dk, dv, partials.sum(0).to(sinks.dtype)
 
 
 def _configuration(q: Tensor) -> Configuration:
-    return configuration(_architecture(q.device), q.shape[2], q.element_size())
+    if q.device.type != "cuda":
+        return INTERPRETED
+    return configuration(_capability(q.device), q.shape[2], q.dtype)
 
 
 @functools.cache
-def _architecture(device: torch.device) -> int:
-    if device.type != "cuda":
-        return 80
-    major, minor = torch.cuda.get_device_capability(device)
-    return 10 * major + minor
+def _capability(device: torch.device) -> tuple[int, int]:
+    return torch.cuda.get_device_capability(device)
 
 
 def _grid(documents: Documents, rows: int, heads: int) -> tuple[int]:

@@ -1,0 +1,94 @@
+"""The Triton configurations of packed_attention become machine code, on a machine without a GPU.
+
+No register spills, shared memory within the architecture's limit, and matrix units in use. A kernel
+takes two to five seconds to compile: hence the ones with every option, which need most.
+"""
+
+import os
+
+import pytest
+import torch
+from fasttrain_kernels.testing import SHARED_MEMORY, compile_for_gpu
+
+pytest.importorskip("triton")
+pytestmark = pytest.mark.skipif(
+    os.environ.get("TRITON_INTERPRET") == "1", reason="needs kernels that are not interpreted"
+)
+
+POINTERS = {torch.float32: "*fp32", torch.bfloat16: "*bf16", torch.float16: "*fp16"}
+MATRIX_UNITS = {80: "mma.sync", 90: "wgmma.mma_async", 100: "tcgen05.mma", 120: "mma.sync"}
+PLAIN = {"cap": None, "window": None, "sinks_ptr": None, "dsinks_ptr": None}
+EVERYTHING = {"cap": "fp32", "window": "i32", "sinks_ptr": "*fp32", "dsinks_ptr": "*fp32"}
+FORWARD, QUERIES, KEYS = range(3)
+
+
+def form(which, architecture, width, dtype, options, causal=True):
+    """A kernel, its arguments and its blocks, as triton_kernel launches it."""
+    from fasttrain_kernels.ops.packed_attention import triton_kernel
+
+    kernel = (
+        triton_kernel.forward_kernel,
+        triton_kernel.queries_kernel,
+        triton_kernel.keys_kernel,
+    )[which]
+    blocks = triton_kernel.configuration(divmod(architecture, 10), width, dtype)[which]
+    given = {
+        **{name: POINTERS[dtype] for name in kernel.arg_names if name.endswith("_ptr")},
+        **dict.fromkeys(kernel.arg_names[kernel.arg_names.index("tokens") :], "i32"),
+        **dict.fromkeys(("lse_ptr", "delta_ptr"), "*fp32"),
+        "tiles_ptr": "*i32",
+        "scale": "fp32",
+        "factor": "fp32",
+        **options,
+        "HEADS": 32 if which != KEYS else 8,
+        "GROUP": 4,
+        "CAUSAL": causal,
+        "WIDTH": width,
+        "BLOCK_WIDTH": max(16, 1 << (width - 1).bit_length()),
+        "QUERIES": blocks.queries,
+        "KEYS": blocks.keys,
+    }
+    return kernel, {name: given[name] for name in kernel.arg_names}, blocks
+
+
+def assert_fits(which, architecture, width, dtype=torch.bfloat16, options=EVERYTHING, **others):
+    round_sizes = others.pop("round_sizes", True)
+    kernel, arguments, blocks = form(which, architecture, width, dtype, options, **others)
+    found = compile_for_gpu(
+        kernel,
+        arguments,
+        architecture,
+        warps=blocks.warps,
+        stages=blocks.stages,
+        round_sizes=round_sizes,
+    )
+    assert found.stack == 0, found
+    assert found.shared <= SHARED_MEMORY[architecture], found
+    assert dtype == torch.float32 or MATRIX_UNITS[architecture] in found.ptx
+
+
+EACH = pytest.mark.parametrize("which", [FORWARD, QUERIES, KEYS], ids=["forward", "dq", "dkdv"])
+
+
+@EACH
+@pytest.mark.parametrize(
+    ("architecture", "width"),
+    [(90, 64), (90, 128), (90, 256), (100, 128), (120, 64), (120, 128), (120, 256), (80, 128)],
+)
+def test_with_every_option(which, architecture, width):
+    assert_fits(which, architecture, width)
+
+
+@EACH
+def test_without_options(which):
+    assert_fits(which, 90, 128, options=PLAIN)
+
+
+@EACH
+def test_in_float32(which):
+    assert_fits(which, 80, 128, torch.float32, PLAIN)
+
+
+@EACH
+def test_of_padded_width_in_float16_where_all_see_all(which):
+    assert_fits(which, 90, 80, torch.float16, PLAIN, causal=False)
