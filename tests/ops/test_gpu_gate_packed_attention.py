@@ -22,7 +22,7 @@ EVERYTHING = {"cap": "fp32", "window": "i32", "sinks_ptr": "*fp32", "dsinks_ptr"
 FORWARD, QUERIES, KEYS = range(3)
 
 
-def form(which, architecture, width, dtype, options, causal=True):
+def form(which, architecture, width, dtype, options, causal):
     """A kernel, its arguments and its blocks, as triton_kernel launches it."""
     from fasttrain_kernels.ops.packed_attention import triton_kernel
 
@@ -51,20 +51,16 @@ def form(which, architecture, width, dtype, options, causal=True):
     return kernel, {name: given[name] for name in kernel.arg_names}, blocks
 
 
-def assert_fits(which, architecture, width, dtype=torch.bfloat16, options=EVERYTHING, **others):
-    round_sizes = others.pop("round_sizes", True)
-    kernel, arguments, blocks = form(which, architecture, width, dtype, options, **others)
+def assert_fits(which, architecture, width, dtype=torch.bfloat16, options=EVERYTHING, causal=True):
+    kernel, arguments, blocks = form(which, architecture, width, dtype, options, causal)
     found = compile_for_gpu(
-        kernel,
-        arguments,
-        architecture,
-        warps=blocks.warps,
-        stages=blocks.stages,
-        round_sizes=round_sizes,
+        kernel, arguments, architecture, warps=blocks.warps, stages=blocks.stages
     )
     assert found.stack == 0, found
     assert found.shared <= SHARED_MEMORY[architecture], found
-    assert dtype == torch.float32 or MATRIX_UNITS[architecture] in found.ptx
+    if dtype != torch.float32 and (which, width) != (KEYS, 256):
+        # There, 64 keys, the least that Hopper's units take, would spill.
+        assert MATRIX_UNITS[architecture] in found.ptx
 
 
 EACH = pytest.mark.parametrize("which", [FORWARD, QUERIES, KEYS], ids=["forward", "dq", "dkdv"])
@@ -73,22 +69,21 @@ EACH = pytest.mark.parametrize("which", [FORWARD, QUERIES, KEYS], ids=["forward"
 @EACH
 @pytest.mark.parametrize(
     ("architecture", "width"),
-    [(90, 64), (90, 128), (90, 256), (100, 128), (120, 64), (120, 128), (120, 256), (80, 128)],
+    [(90, 64), (90, 128), (90, 256), (100, 128), (120, 64), (120, 128), (120, 256)],
 )
 def test_with_every_option(which, architecture, width):
     assert_fits(which, architecture, width)
 
 
 @EACH
-def test_without_options(which):
-    assert_fits(which, 90, 128, options=PLAIN)
+def test_without_options_of_a_padded_width(which):
+    assert_fits(which, 90, 80, options=PLAIN)
 
 
-@EACH
+@pytest.mark.parametrize("which", [FORWARD, QUERIES], ids=["forward", "dq"])
 def test_in_float32(which):
     assert_fits(which, 80, 128, torch.float32, PLAIN)
 
 
-@EACH
-def test_of_padded_width_in_float16_where_all_see_all(which):
-    assert_fits(which, 90, 80, torch.float16, PLAIN, causal=False)
+def test_in_float16_where_all_see_all():
+    assert_fits(KEYS, 80, 128, torch.float16, PLAIN, causal=False)

@@ -234,9 +234,9 @@ def test_a_document_alone_equals_the_document_among_others(place, dtype):
         one = tuple(None if t is None else of_document(t, call, index) for t in leaves)
         alone = results(place, one, call._replace(lengths=(length,)), of_document(do, call, index))
         among = [of_document(t, call, index) for t in together]
-        if place.backend in ("cpu", "eager"):
+        if place.backend in ("cpu", "eager") or place == ("triton", "cuda"):
             assert same_bits(alone, among)
-        else:  # keys may lie elsewhere in a tile, and be added up in another order
+        else:  # not ours, or a product of the interpreter's, where numpy decides the order
             limits = {F32: 1e-5, BF16: 2**-6}
             for a, b in zip(alone, among, strict=True):
                 torch.testing.assert_close(a, b, rtol=limits[dtype], atol=limits[dtype])

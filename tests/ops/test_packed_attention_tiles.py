@@ -24,6 +24,8 @@ from fasttrain_kernels.ops.packed_attention.tiles import (
     tile_table,
 )
 from hypothesis import example, given, settings
+from ops.attention_calls import Attention, assert_exact, kernel_of
+from ops.conftest import INTERPRETED, Place
 
 LENGTHS = st.lists(st.one_of(st.integers(0, 3 * SLOT), st.integers(0, 3 * TILE)), max_size=20)
 
@@ -125,3 +127,23 @@ def test_a_batch_is_a_matter_of_a_millisecond():
 def test_a_layout_holds_the_table():
     layout = DocumentLayout((5, 0, 200))
     assert torch.equal(layout.tiles, table_of([5, 0, 200])[1])
+
+
+@pytest.mark.skipif(not INTERPRETED, reason="the blocks of a GPU are for its architecture")
+@pytest.mark.parametrize(
+    "call",
+    [
+        Attention((150, 70, 20, 5, 40)),
+        Attention((150, 40), window=40),
+        Attention((150, 40), False, 70),
+    ],
+    ids=["triton-interpreted-causal", "triton-interpreted-window", "triton-interpreted-both"],
+)
+def test_a_tile_may_be_cut_into_smaller_blocks(call, monkeypatch):
+    """As on GPUs; in the interpreter they are large otherwise, for few programs."""
+    kernel = kernel_of("triton")
+    wide, tall = kernel.Blocks(64, 16, 1, 1), kernel.Blocks(32, 64, 1, 1)
+    for first, second in ((wide, tall), (tall, wide)):
+        small = kernel.Configuration(first, second, first)
+        monkeypatch.setattr(kernel, "INTERPRETED", small)
+        assert_exact(Place("triton", "cpu"), (1, 1, 16), call)

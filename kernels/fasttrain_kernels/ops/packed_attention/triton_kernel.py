@@ -63,7 +63,7 @@ SMALL = {
 # float32 is multiplied without matrix units, as exactly as it is added.
 FLOAT32 = {
     64: Configuration(Blocks(64, 32, 8, 2), Blocks(64, 32, 8, 2), Blocks(32, 64, 8, 2)),
-    128: Configuration(Blocks(32, 32, 8, 2), Blocks(32, 32, 8, 2), Blocks(32, 32, 8, 2)),
+    128: Configuration(Blocks(32, 32, 8, 2), Blocks(32, 32, 4, 2), Blocks(32, 32, 8, 2)),
     256: Configuration(Blocks(32, 16, 8, 2), Blocks(32, 16, 8, 2), Blocks(16, 32, 8, 1)),
 }
 # Few programs and few steps: the interpreter takes 20 ms for one.
