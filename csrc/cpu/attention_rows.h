@@ -137,7 +137,7 @@ struct Scratch {
 
 template <class Stored>
 FT_INLINE Stored* row_of(const Heads& heads, int64_t token, int64_t head) {
-  return static_cast<Stored*>(heads.data) + token * heads.token + head * heads.head;
+  return static_cast<Stored*>(heads.data) + token * heads.token_stride + head * heads.head_stride;
 }
 
 // Scratch rows times `factor`, as they are stored.

@@ -26,10 +26,6 @@ using Run = void (*)(const PackedAttention&, const AttentionTask&, void*);
 // Below this many multiplications a second thread costs more than it saves.
 constexpr double kProductsPerThread = 1 << 18;
 
-Heads heads_of(const Tensor& tensor) {
-  return {const_cast<void*>(tensor.const_data_ptr()), tensor.stride(0), tensor.stride(1)};
-}
-
 PackedAttention describe(const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& o,
                          const Tensor& lse, bool causal, int64_t window, double softcap,
                          const std::optional<Tensor>& sinks, double scale) {

@@ -6,16 +6,10 @@
 #include <cstdint>
 
 #include "dtype.h"
+#include "heads.h"
 #include "isa.h"
 
 namespace fasttrain {
-
-// A tensor (T, H, width): element e of head h of token t lies at t * token + h * head + e.
-struct Heads {
-  void* data;
-  int64_t token;
-  int64_t head;
-};
 
 // "Accumulated" is float, or double where q is double.
 struct PackedAttention {

@@ -119,10 +119,10 @@ void pack_keys(const PackedAttention& args, const AttentionTask& task,
     const int64_t keys = smaller(kKeys, task.length - key), token = task.begin + key;
     const Stored* k = row_of<const Stored>(args.k, token, task.key_head);
     const Stored* v = row_of<const Stored>(args.v, token, task.key_head);
-    prefetch_rows(v, args.v.token, keys, args.value_width);
-    copy_rows(k, args.k.token, keys, args.width, work.keys.from(key));
-    transpose_rows(k, args.k.token, keys, args.width, work.keys_transposed + key * args.width);
-    transpose_rows(v, args.v.token, keys, args.value_width,
+    prefetch_rows(v, args.v.token_stride, keys, args.value_width);
+    copy_rows(k, args.k.token_stride, keys, args.width, work.keys.from(key));
+    transpose_rows(k, args.k.token_stride, keys, args.width, work.keys_transposed + key * args.width);
+    transpose_rows(v, args.v.token_stride, keys, args.value_width,
                    work.values_transposed + key * args.value_width);
   }
 }
@@ -142,11 +142,11 @@ void backward_block(const PackedAttention& args, const AttentionTask& task, cons
   using T = Acc<Stored>;
   const int64_t token = task.begin + begin, at = head * args.tokens + token;
   const Stored* o = row_of<const Stored>(args.o, token, head);
-  prefetch_rows(o, args.o.token, rows, args.value_width);
-  copy_rows(row_of<const Stored>(args.q, token, head), args.q.token, rows, args.width, work.q);
-  copy_rows(row_of<const Stored>(args.dout, token, head), args.dout.token, rows, args.value_width,
+  prefetch_rows(o, args.o.token_stride, rows, args.value_width);
+  copy_rows(row_of<const Stored>(args.q, token, head), args.q.token_stride, rows, args.width, work.q);
+  copy_rows(row_of<const Stored>(args.dout, token, head), args.dout.token_stride, rows, args.value_width,
             work.dout);
-  write_delta(o, args.o.token, rows, args.value_width, work.dout, work.delta);
+  write_delta(o, args.o.token_stride, rows, args.value_width, work.dout, work.delta);
   __builtin_memcpy(static_cast<T*>(args.delta) + at, work.delta, rows * sizeof(T));
   clear(work.dq, rows);
   const Range keys = seen.keys(begin, begin + rows);

@@ -122,10 +122,10 @@ void pack_keys(const PackedAttention& args, int64_t token, int64_t keys, int64_t
   for (int64_t key = 0; key < keys; key += kKeys) {
     const int64_t rows = smaller(kKeys, keys - key);
     const Stored* v = row_of<const Stored>(args.v, token + key, head);
-    prefetch_rows(v, args.v.token, rows, args.value_width);
-    transpose_rows(row_of<const Stored>(args.k, token + key, head), args.k.token, rows, args.width,
+    prefetch_rows(v, args.v.token_stride, rows, args.value_width);
+    transpose_rows(row_of<const Stored>(args.k, token + key, head), args.k.token_stride, rows, args.width,
                    work.keys + key * args.width);
-    copy_rows(v, args.v.token, rows, args.value_width, work.values.from(key));
+    copy_rows(v, args.v.token_stride, rows, args.value_width, work.values.from(key));
   }
 }
 
@@ -137,11 +137,11 @@ void forward_block(const PackedAttention& args, const AttentionTask& task, const
   using T = Acc<Stored>;
   const int64_t token = task.begin + begin;
   const T* sink = args.sinks == nullptr ? nullptr : static_cast<const T*>(args.sinks) + head;
-  copy_rows(row_of<const Stored>(args.q, token, head), args.q.token, queries, args.width, work.q);
+  copy_rows(row_of<const Stored>(args.q, token, head), args.q.token_stride, queries, args.width, work.q);
   clear(work.o, queries);
   for (int64_t i = 0; i < queries; ++i) {
     work.maxima[i] = sink == nullptr ? lowest<T>() : *sink;
-    work.sums[i] = sink == nullptr ? T(0) : T(1);
+    work.sums[i] = work.maxima[i] == lowest<T>() ? T(0) : T(1);  // a sink of -inf is none
   }
   attend<T, softcap>(args, seen, work, first_key, begin, queries);
   T* lse = static_cast<T*>(args.lse) + head * args.tokens + token;

@@ -16,10 +16,6 @@ namespace {
 
 using torch::stable::Tensor;
 
-Heads heads_of(const Tensor& tensor) {
-  return {tensor.const_data_ptr(), tensor.stride(0), tensor.stride(1)};
-}
-
 RopeSide side_of(const Tensor& x, const std::optional<Tensor>& weight, Tensor& out) {
   RopeSide side{};
   side.heads = x.size(1);

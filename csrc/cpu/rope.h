@@ -5,15 +5,10 @@
 #include <cstdint>
 
 #include "dtype.h"
+#include "heads.h"
 #include "isa.h"
 
 namespace fasttrain {
-
-// (T, heads, head_dim), each head without gaps.
-struct Heads {
-  const void* data;
-  int64_t token_stride, head_stride;
-};
 
 // The queries or the keys of a call.
 struct RopeSide {

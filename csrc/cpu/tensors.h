@@ -8,6 +8,7 @@
 #include <cstdint>
 
 #include "dtype.h"
+#include "heads.h"
 
 namespace fasttrain {
 
@@ -23,6 +24,11 @@ inline DType dtype_of(const torch::stable::Tensor& tensor) {
                       "the CPU kernels take float32, float64 and bfloat16");
       return DType::f32;
   }
+}
+
+// tensor (T, H, width), of heads without gaps.
+inline Heads heads_of(const torch::stable::Tensor& tensor) {
+  return {const_cast<void*>(tensor.const_data_ptr()), tensor.stride(0), tensor.stride(1)};
 }
 
 // How many rows are worth a thread of their own: below 16384 elements a second thread costs more

@@ -110,7 +110,7 @@ def attend(
     window: int | None = options.pop("sliding_window", None)
     softcap: float | None = options.pop("softcap", None)
     sinks: Tensor | None = options.pop("s_aux", None)
-    reason = _refusal(module, documents, attention_mask, options)
+    reason = _refusal(module, documents, query.shape[0], attention_mask, options)
     if reason is not None:
         raise UnsupportedAttention(f"{type(module).__name__} {reason}")
     assert documents is not None
@@ -126,7 +126,8 @@ def attend(
         return output, None
     if dropout > 0:
         raise UnsupportedAttention(
-            f"{type(module).__name__} drops attention weights (dropout {dropout}), no kernel does"
+            f"{type(module).__name__} drops attention weights (dropout {dropout}), which no kernel "
+            "does; set kernels.packed_attention=eager"
         )
     q, k, v = (tensor[0].transpose(0, 1) for tensor in (query, key, value))
     output = packed_attention(
@@ -173,12 +174,15 @@ AttentionInterface.register(IMPLEMENTATION, attend)
 def _refusal(
     module: nn.Module,
     documents: PackedDocuments | None,
+    rows: int,
     mask: Tensor | None,
     options: dict[str, Any],
 ) -> str | None:
     """Why this call can't be served, or None."""
     if documents is None:
         return "is not told where documents begin: its model drops keywords it does not know"
+    if rows != 1:
+        return f"is given {rows} rows, where packed documents are one"
     if mask is not None:
         return "attends under a mask of its own"
     causal = options.pop("is_causal", None)

@@ -9,6 +9,8 @@ from pathlib import Path
 
 import torch
 
+from fasttrain_kernels.checks import short
+
 HERE = Path(__file__).parent
 
 
@@ -34,6 +36,17 @@ def why_not(library: str) -> str | None:
     except OSError as error:
         return f"{library}.so does not load: {error}"
     return None
+
+
+def cpu_why_not(
+    device: torch.device, dtype: torch.dtype, served: tuple[torch.dtype, ...]
+) -> str | None:
+    """Why the C++ kernels that serve these dtypes can't run, or None; loads their library."""
+    if device.type != "cpu":
+        return f"runs on CPUs; the tensors are on {device.type}"
+    if dtype not in served:
+        return f"serves {', '.join(map(short, served))}, not {short(dtype)}"
+    return why_not("_C_cpu")
 
 
 def cpu_isa() -> str:

@@ -76,6 +76,7 @@ def packed_attention_expected(
             query, key, value, grad = (t[span, n] for t, n in zip(inputs, heads, strict=True))
             before = None if kept is None else kept[span, head]
             sink = None if call.sinks is None else float(call.sinks[head])
+            sink = None if sink == -math.inf else sink
             found = _one(query, key, value, grad, before, sink, call, units)
             for name, parts in found.items():
                 for total, part in zip((out[name].value, out[name].limit), parts, strict=True):

@@ -1,5 +1,7 @@
 """RMS norms are found by structure and accepted by what they compute."""
 
+import functools
+
 import pytest
 import torch
 from fasttrain_kernels.ops.rms_norm import reference
@@ -108,6 +110,14 @@ def test_what_only_looks_like_one_is_reported(module, reason):
     [other] = others
     assert other.path == "0"
     assert other.reason.startswith(reason)
+
+
+def test_a_norm_that_is_wrapped_is_reported():
+    """As accelerate's hooks do."""
+    norm = Norm()
+    norm.forward = functools.partial(Norm.forward, norm)
+    sites, [other] = find_rms_norms(nn.Sequential(norm))
+    assert sites == [] and other.reason == "Norm: its forward has been patched"
 
 
 def test_torch_has_one_of_its_own():

@@ -2,6 +2,7 @@
 what they compute. (RMS norms: test_rms_norm_sites.py; whole models: test_architectures.py.)"""
 
 import copy
+import pickle
 from types import SimpleNamespace
 
 import pytest
@@ -62,6 +63,19 @@ class Residual(Mlp):
         return x + super().forward(x)
 
 
+class Dropping(Mlp):
+    """In training only, as pretrained models are not when they have been loaded."""
+
+    def forward(self, x):
+        inner = self.activation(self.w1(x)) * self.w3(x)
+        return self.w2(nn.functional.dropout(inner, 0.5, self.training))
+
+
+class Clamped(Mlp):
+    def forward(self, x):
+        return self.w2(self.activation(self.w1(x).clamp(-50, 50)) * self.w3(x))
+
+
 class Normed(Mlp):
     def __init__(self):
         super().__init__()
@@ -92,6 +106,9 @@ def test_a_module_of_ones_own():
         (Swapped(), "Swapped: it computes something else"),
         (Residual(), "Residual: it computes something else"),
         (Normed(), "Normed: it has activation, norm beside its projections"),
+        (Dropping().eval(), "Dropping: it computes something else"),
+        (Mlp(lambda: nn.Sequential(nn.SiLU(), nn.Dropout(0.5))).eval(), "Mlp: it computes some"),
+        (Clamped(), "Clamped: it computes something else"),
     ],
 )
 def test_what_only_looks_gated_is_reported(module, reason):
@@ -104,7 +121,11 @@ def test_what_only_looks_gated_is_reported(module, reason):
 def test_looking_at_an_mlp_changes_nothing():
     module = Mlp()
     layers, state = dict(module.named_children()), copy.deepcopy(module.state_dict())
-    find_swiglu(nn.Sequential(module))
+    model = nn.Sequential(module, Dropping())
+    before = torch.get_rng_state()
+    find_swiglu(model)
+    assert torch.equal(torch.get_rng_state(), before)
+    assert all(part.training for part in module.modules())
     assert dict(module.named_children()) == layers
     assert all(torch.equal(value, state[name]) for name, value in module.state_dict().items())
 
@@ -140,6 +161,15 @@ def test_what_is_more_than_a_look_up_is_reported(module, reason):
     assert sites == [] and other.reason == reason
 
 
+def test_arguments_may_be_given_by_name():
+    model = nn.Sequential(nn.Embedding(8, 4), Mlp())
+    expected = model[0](torch.tensor([3]))
+    find_embeddings(model)[0][0].put(model, "eager")
+    find_swiglu(model)[0][0].put(model, "eager")
+    assert torch.equal(model[0](input=torch.tensor([3])), expected)
+    assert model[1](x=torch.ones(2, 8)).shape == (2, 8)
+
+
 # --- rotations ----------------------------------------------------------------------------------
 
 
@@ -152,6 +182,13 @@ def test_a_rotation_of_another_kind_is_reported(monkeypatch):
     sites, [*others] = find_rope(skeleton("llama"))
     assert sites == [] and len(others) == 2
     assert others[0].reason == "LlamaAttention: it rotates in a way of its own"
+
+
+def test_a_layer_that_rotates_by_several_functions_is_reported():
+    model = language_model("deepseek_v3")
+    sites, others = find_rope(model)
+    assert sites == [] and len(others) == 2
+    assert "it rotates by apply_rotary_pos_emb_interleave" in others[0].reason
 
 
 def test_angles_that_differ_between_the_halves_are_no_site(monkeypatch):
@@ -189,6 +226,17 @@ def test_tables_of_16_bit_models_are_float32_where_every_layer_reads_them_as_our
     assert model.model.rotary_emb(x, positions)[0].dtype == torch.float32
 
 
+def test_a_patched_model_can_be_copied_and_a_pickle_of_it_does_not_load():
+    model = causal_lm()
+    for find in (find_rope, find_swiglu):
+        for site in find(model)[0]:
+            site.put(model, "eager")
+    ids = torch.tensor([[5, 6, 7]])
+    assert torch.equal(copy.deepcopy(model)(ids).logits, model(ids).logits)
+    with pytest.raises(AttributeError, match="has_fasttrain_kernel"):
+        pickle.loads(pickle.dumps(model))
+
+
 # --- attention ----------------------------------------------------------------------------------
 
 
@@ -197,16 +245,32 @@ def test_what_is_known_of_an_attention_layer():
     assert others == []
     facts = [site.facts(PROFILE) for site in sites]
     assert [fact["window"] for fact in facts] == [True, False]
-    expected = {"head_dim": 8, "query_heads": 4, "key_heads": 2, "softcap": True, "sinks": False}
+    expected = {
+        "head_dim": 8,
+        "value_dim": 8,
+        "query_heads": 4,
+        "key_heads": 2,
+        "softcap": True,
+        "sinks": False,
+    }
     assert facts[0] == expected | {"window": True, "document_length": 5}  # (2² + 6²) / 8
     assert find_attention(language_model("gpt_oss"))[0][0].sinks
+    latent = find_attention(language_model("deepseek_v3"))[0][0]
+    assert (latent.head_dim, latent.value_dim) == (12, 6)
 
 
 def test_attention_that_no_kernel_serves_is_reported():
     sites, others = find_attention(language_model(attention="padded"))
     assert sites == [] and others[0].reason == "documents are padded rows (asked for)"
-    sites, others = find_attention(language_model(attention_dropout=0.1))
-    assert sites == [] and "attention_dropout 0.1" in others[0].reason
+    for architecture, options, reason in (
+        ("llama", {"attention_dropout": 0.1}, "attention_dropout 0.1"),
+        ("gpt2", {"attn_pdrop": 0.1}, "attn_dropout 0.1"),
+        ("opt", {"attention_dropout": 0.1}, "dropout 0.1"),
+    ):
+        model = language_model(architecture, **options)
+        sites, others = find_attention(model)
+        assert sites == [] and reason in others[0].reason
+        model.train().token_losses(packed(documents())).backward()
     assert find_attention(causal_lm()) == ([], [])  # nobody keeps documents apart in it
 
 

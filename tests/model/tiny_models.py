@@ -52,6 +52,19 @@ CONFIGS = {
     "cohere2": _SMALL | {"sliding_window": 4, "logit_scale": 0.25},
     "mixtral": _SMALL | {"num_local_experts": 4, "num_experts_per_tok": 2},
     "qwen3_moe": _SMALL | _MOE | {"num_experts": 4, "head_dim": 8},
+    "deepseek_v3": _SMALL
+    | _MOE
+    | {
+        "n_routed_experts": 4,
+        "n_group": 1,
+        "topk_group": 1,
+        "q_lora_rank": 8,
+        "kv_lora_rank": 8,
+        "qk_nope_head_dim": 8,
+        "qk_rope_head_dim": 4,
+        "v_head_dim": 6,
+        "num_key_value_heads": 4,
+    },
     "gpt2": _GPT | {"n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 64},
     "gpt_neox": _SMALL,
     "opt": _GPT

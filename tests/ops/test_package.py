@@ -69,6 +69,7 @@ PARTS = {
     "rope": {"table.py", "triton_heads.py"},
     "swiglu": {"glu.py"},
     "packed_attention": {
+        "arguments.py",
         "tiles.py",
         "triton_blocks.py",
         "triton_forward.py",

@@ -60,6 +60,10 @@ CASES = {
     "window wider than documents": ((2, 1, 16), Attention((20, 30), window=1000)),
     "softcap": ((2, 1, 32), Attention((40, 5), softcap=2.0)),
     "sinks": ((4, 2, 32), Attention((40, 1, 5), sinks=SINKS)),
+    "a sink of -inf is none": (
+        (2, 1, 16),
+        Attention((260,), window=20, sinks=torch.tensor([-torch.inf, 0.5])),
+    ),
     "negative scale": ((2, 1, 32), Attention((40, 5), scale=-0.3)),
     "peaked": ((2, 1, 32), Attention((40, 5), scale=4.0)),
     "scale zero": ((2, 1, 16), Attention((9, 5), scale=0.0)),

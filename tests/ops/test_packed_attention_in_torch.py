@@ -34,7 +34,7 @@ def arguments(leaves, call, backend, layout):
     """Of the opaque forward op."""
     *heads, sinks = (None if t is None else t.detach() for t in leaves)
     offsets = offsets_of(call, heads[0].device)
-    pair = (layout.offsets, layout.tiles) if layout is not None else (None, None)
+    pair = (offsets.cpu(), None) if layout is None else (layout.offsets, layout.tiles)
     scale = heads[0].shape[2] ** -0.5 if call.scale is None else call.scale
     options = (call.causal, call.window, call.softcap)
     return (*heads, offsets, *pair, *options, sinks, scale, backend)
@@ -172,7 +172,7 @@ def rows(*shape, **options):
         ({"v": rows(5, 2, 16)}, r"expected q .* v \(5, 2, 16\)"),
         ({"q": rows(5, 4, 16)}, r"q and k must agree in tokens and width; got q \(5, 4, 16\)"),
         ({"q": rows(6, 4, 8)}, r"q and k must agree in tokens and width; got q \(6, 4, 8\)"),
-        ({"v": rows(6, 2, 0)}, r"q and k must agree.*v \(6, 2, 0\)"),
+        ({"v": rows(6, 2, 0)}, r"heads and widths must not be 0; got .*v \(6, 2, 0\)"),
         ({"q": rows(6, 3, 16)}, "3 query heads can't share 2 key heads equally"),
         ({"q": rows(6, 4, 16, dtype=torch.int64)}, "q is int64; expected one of float32"),
         ({"sinks": torch.ones(4, dtype=torch.int32)}, "sinks is int32; expected one of"),
@@ -182,7 +182,10 @@ def rows(*shape, **options):
         ({"cu_seqlens": torch.ones(0, dtype=torch.int32)}, r"got int32 \(0,\)"),
         ({"cu_seqlens": torch.ones(2, dtype=torch.int32, device="meta")}, "must be on one device"),
         ({"window": 0}, "window=0; it counts the keys"),
+        ({"window": 2.5}, "window=2.5; it counts the keys"),
         ({"softcap": -1.0}, "softcap=-1.0 must be positive"),
+        ({"softcap": float("nan")}, "softcap=nan must be positive"),
+        ({"scale": float("inf")}, "scale=inf must be finite"),
         ({"softcap": 0.0}, "softcap=0.0 must be positive"),
         ({"sinks": torch.ones(2)}, r"sinks \(2,\) must be \(Hq,\) = \(4,\)"),
         ({"backend": "cda"}, "packed_attention='cda'; expected one of auto, triton, cpu, flash"),
@@ -216,10 +219,21 @@ def test_refuses_offsets_that_do_not_rise_to_the_last_token(place, offsets, show
         packed_attention(q, q, q, given, backend=place.backend)
 
 
-def test_refuses_a_layout_of_other_documents():
+@pytest.mark.parametrize("lengths", [(3, 2), (2, 4), (6, 0)])
+def test_refuses_a_layout_of_other_documents(lengths):
     q, offsets = torch.ones(6, 1, 16), torch.tensor([0, 6], dtype=torch.int32)
-    with pytest.raises(ValueError, match=r"must rise from 0 to T = 6; got \[0, 3, 5\]"):
-        packed_attention(q, q, q, offsets, layout=DocumentLayout((3, 2)), backend="eager")
+    message = r"layout and cu_seqlens are of different documents; layout: \[0.*cu_seqlens: \[0, 6\]"
+    with pytest.raises(ValueError, match=message):
+        packed_attention(q, q, q, offsets, layout=DocumentLayout(lengths), backend="eager")
+
+
+def test_refuses_a_layout_elsewhere():
+    q = torch.ones(6, 1, 16, device="meta")
+    offsets = torch.empty(2, dtype=torch.int32, device="meta")
+    with pytest.raises(
+        ValueError, match=r"layout is on cpu, q on meta; give layout.to\(q.device\)"
+    ):
+        packed_attention(q, q, q, offsets, layout=DocumentLayout((6,)))
 
 
 def test_a_backend_asked_for_by_name_never_falls_back():

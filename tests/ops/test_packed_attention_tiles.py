@@ -1,6 +1,5 @@
 """The tile table: every token in one row, documents where sums over them are the same, order."""
 
-import time
 from itertools import pairwise
 
 import hypothesis.strategies as st
@@ -110,18 +109,6 @@ def test_documents_of_one_length_fill_their_tiles(length):
     size = next(size for size in (1, 2, 4) if size * SLOT >= length)
     _, table = table_of([length] * 100)
     assert len(table) == -(-100 * size // SLOTS)
-
-
-def test_a_batch_is_a_matter_of_a_millisecond():
-    """On the host, once per batch. 8 ms of one core, for slow ones."""
-    lengths = torch.randint(1, 64, (1000,), generator=torch.Generator().manual_seed(1)).tolist()
-    offsets = torch.tensor([0, *lengths]).cumsum(0).to(torch.int32)
-    times = []
-    for _ in range(10):
-        start = time.process_time()
-        tile_table(offsets)
-        times.append(time.process_time() - start)
-    assert min(times) < 8e-3
 
 
 def test_a_layout_holds_the_table():

@@ -14,6 +14,7 @@ from fasttrain.core.batch import BatchProfile
 from fasttrain.model.transforms.sites.site import (
     NotASite,
     is_patched,
+    only,
     patch_forward,
     random_tensor,
 )
@@ -36,8 +37,9 @@ class EmbeddingSite:
     def put(self, model: nn.Module, backend: str) -> None:
         scaled = self.scaled
 
-        def forward(self: nn.Module, ids: Tensor) -> Tensor:
+        def forward(self: nn.Module, *args: Tensor, **named: Tensor) -> Tensor:
             assert isinstance(self, nn.Embedding)
+            ids = only(args, named)
             y = embedding(ids, self.weight, padding_idx=self.padding_idx, backend=backend)
             return y * self.get_buffer(SCALE).to(self.weight.dtype) if scaled else y
 

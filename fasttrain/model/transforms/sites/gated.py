@@ -19,6 +19,7 @@ from fasttrain.core.batch import BatchProfile
 from fasttrain.model.transforms.sites.site import (
     NotASite,
     is_patched,
+    only,
     patch_forward,
     random_tensor,
 )
@@ -33,6 +34,7 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "none": nn.functional.gelu,
 }
 WIDTH, INNER = 4, 6  # of the twin
+SIZES = (1.0, 1e3)  # of its inputs: the large ones show where values are cut off
 
 
 @dataclass(frozen=True)
@@ -47,7 +49,8 @@ class _GatedSite:
     def put(self, model: nn.Module, backend: str) -> None:
         layers, unit = self.layers, _unit(self.activation, backend)
 
-        def forward(self: nn.Module, x: Tensor) -> Tensor:
+        def forward(self: nn.Module, *args: Tensor, **named: Tensor) -> Tensor:
+            x = only(args, named)
             *inner, down = (self.get_submodule(name) for name in layers)
             result: Tensor = down(unit(*(layer(x) for layer in inner)))
             return result
@@ -117,32 +120,46 @@ def _activation(module: nn.Module, layers: tuple[str, ...]) -> str:
     beside = [name for name, child in module.named_children() if name not in layers]
     if any(list(module.get_submodule(name).parameters()) for name in beside) or len(beside) > 1:
         return f"it has {', '.join(beside)} beside its projections"
-    twin = _twin(module, layers)
-    x = random_tensor((5, WIDTH), seed=1)
-    try:
-        with torch.no_grad():
-            theirs = twin(x)
-    except (RuntimeError, TypeError, ValueError, AttributeError) as error:
-        return f"it does not run on rows of its width ({error})"
     for name, activation in ACTIVATIONS.items():
-        with torch.no_grad():
-            ours = _formula(twin, layers, activation, x)
-        if isinstance(theirs, Tensor) and torch.allclose(ours, theirs, rtol=1e-5, atol=1e-6):
+        if all(_agrees(module, layers, activation, size) for size in SIZES):
             return name
     return "it computes something else than a gated unit"
 
 
-def _twin(module: nn.Module, layers: tuple[str, ...]) -> nn.Module:
-    """The module with tiny layers of random weights; everything else is shared with it."""
+def _agrees(
+    module: nn.Module, layers: tuple[str, ...], activation: Callable[[Tensor], Tensor], size: float
+) -> bool:
+    """Whether the formula gives what twins in training and in evaluation give for inputs as large
+    as `size`."""
+    x = size * random_tensor((5, WIDTH), seed=9)
+    for training in (True, False):
+        twin = _twin(module, layers, training)
+        try:
+            with torch.no_grad(), torch.random.fork_rng(devices=[]):
+                theirs = twin(x)
+        except (RuntimeError, TypeError, ValueError, AttributeError):
+            return False
+        with torch.no_grad():
+            ours = _formula(twin, layers, activation, x)
+        if not isinstance(theirs, Tensor) or theirs.shape != ours.shape:
+            return False
+        if not torch.allclose(ours, theirs, rtol=1e-5, atol=1e-6 * float(ours.abs().max())):
+            return False
+    return True
+
+
+def _twin(module: nn.Module, layers: tuple[str, ...], training: bool) -> nn.Module:
+    """The module with tiny layers of random weights, and copies of what it has beside them."""
     twin = copy.copy(module)
-    vars(twin)["_modules"] = dict(module.named_children())
+    children = {name: child for name, child in module.named_children() if name not in layers}
+    vars(twin)["_modules"] = copy.deepcopy(children)
     *inner, down = layers
     widths = dict.fromkeys(inner, (WIDTH, INNER if len(inner) == 2 else 2 * INNER))
     for seed, (name, (columns, rows)) in enumerate((widths | {down: (INNER, WIDTH)}).items()):
-        layer = nn.Linear(columns, rows, bias=False)
+        layer = nn.Linear(columns, rows, bias=False, device="meta")  # draws no random numbers
         layer.weight = nn.Parameter(2 * random_tensor((rows, columns), seed=seed))
         twin._modules[name] = layer
-    return twin
+    return twin.train(training)
 
 
 def _formula(

@@ -7,7 +7,7 @@ asks the layer that calls it for a backend.
 from __future__ import annotations
 
 import inspect
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any, ClassVar
 
 from torch import nn
@@ -18,6 +18,7 @@ from fasttrain.model.packed_attention import BACKEND
 from fasttrain.model.transforms.sites.site import NotASite
 
 TABLE = "ALL_ATTENTION_FUNCTIONS"
+DROPOUTS = ("attention_dropout", "attn_dropout", "dropout")  # of weights, as layers name theirs
 
 
 @dataclass(frozen=True)
@@ -27,6 +28,7 @@ class AttentionSite:
     op: ClassVar[str] = "packed_attention"
     path: str
     head_dim: int
+    value_dim: int
     query_heads: int
     key_heads: int
     window: bool
@@ -34,8 +36,8 @@ class AttentionSite:
     sinks: bool
 
     def facts(self, profile: BatchProfile) -> dict[str, Any]:
-        names = ("head_dim", "query_heads", "key_heads", "window", "softcap", "sinks")
-        facts = {name: getattr(self, name) for name in names}
+        facts = asdict(self)
+        del facts["path"]
         lengths = profile.document_lengths
         if lengths:  # that of the document which a token lies in, on average
             facts["document_length"] = round(sum(n * n for n in lengths) / sum(lengths))
@@ -71,23 +73,31 @@ def find_attention(model: nn.Module) -> tuple[list[AttentionSite], list[NotASite
 def _why_not(model: HFLanguageModel, module: nn.Module) -> str | None:
     if model.separation.kind != "per_document":
         return f"documents are padded rows ({model.separation.reason})"
-    dropout = getattr(module, "attention_dropout", 0.0)
-    if isinstance(dropout, float) and dropout > 0:
-        return f"it drops attention weights (attention_dropout {dropout}), which no kernel does"
+    for name in DROPOUTS:
+        dropout = getattr(module, name, 0.0)
+        dropout = dropout.p if isinstance(dropout, nn.Dropout) else dropout
+        if isinstance(dropout, float) and dropout > 0:
+            return f"it drops attention weights ({name} {dropout}), which no kernel does"
     return None
 
 
 def _site(path: str, module: nn.Module, config: Any) -> AttentionSite:
     """Sizes as transformers names them, which are the same in nearly every architecture."""
+
+    def named(*names: str) -> Any:
+        found = (getattr(module, name, None) for name in names)
+        return next((value for value in found if value is not None), None)
+
     query_heads = config.num_attention_heads
+    head_dim = named("qk_head_dim", "head_dim") or config.hidden_size // query_heads
     window = getattr(module, "sliding_window", getattr(config, "sliding_window", None))
-    softcap = getattr(module, "attn_logit_softcapping", None)
     return AttentionSite(
         path,
-        getattr(module, "head_dim", None) or config.hidden_size // query_heads,
-        query_heads,
-        getattr(config, "num_key_value_heads", None) or query_heads,
-        window is not None,
-        softcap is not None,
-        hasattr(module, "sinks"),
+        head_dim=head_dim,
+        value_dim=named("v_head_dim") or head_dim,
+        query_heads=query_heads,
+        key_heads=getattr(config, "num_key_value_heads", None) or query_heads,
+        window=window is not None,
+        softcap=named("attn_logit_softcapping") is not None,
+        sinks=hasattr(module, "sinks"),
     )

@@ -18,7 +18,13 @@ from fasttrain_kernels.ops.rms_norm import reference
 from torch import Tensor, nn
 
 from fasttrain.core.batch import BatchProfile
-from fasttrain.model.transforms.sites.site import NotASite, patch_forward, random_tensor
+from fasttrain.model.transforms.sites.site import (
+    NotASite,
+    is_patched,
+    only,
+    patch_forward,
+    random_tensor,
+)
 
 EPSILON_NAMES = ("variance_epsilon", "eps", "epsilon")
 
@@ -50,9 +56,9 @@ class NormSite:
     def put(self, model: nn.Module, backend: str) -> None:
         eps, style = self.eps, self.style
 
-        def forward(self: nn.Module, hidden_states: Tensor) -> Tensor:
+        def forward(self: nn.Module, *args: Tensor, **named: Tensor) -> Tensor:
             weight = self.get_parameter("weight")
-            y = rms_norm(hidden_states, weight, eps, style=style, backend=backend)
+            y = rms_norm(only(args, named), weight, eps, style=style, backend=backend)
             assert isinstance(y, Tensor)
             return y
 
@@ -93,6 +99,8 @@ def _epsilon(module: nn.Module) -> float | None:
 
 def _style(module: nn.Module, eps: float) -> str:
     """The style of the kernels' definition that `module` computes, else the reason why none is."""
+    if is_patched(module):
+        return "its forward has been patched"
     arguments = list(inspect.signature(module.forward).parameters)
     if len(arguments) != 1:
         return f"it takes {', '.join(arguments)}"

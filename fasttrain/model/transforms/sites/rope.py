@@ -47,7 +47,7 @@ class RopeSite:
     def put(self, model: nn.Module, backend: str) -> None:
         module = model.get_submodule(self.path)
         patch_forward(module, _forward_with(type(module).forward, self.style, backend))
-        if all(has_kernel(layer) for _, layer in _layers(model)):
+        if all(has_kernel(layer) for _, layer, _ in _layers(model)):
             for table in _tables(model):
                 if not has_kernel(table):
                     patch_forward(table, _float32_table)
@@ -59,21 +59,24 @@ def find_rope(model: nn.Module) -> tuple[list[RopeSite], list[NotASite]]:
     others: list[NotASite] = []
     layers = _layers(model)
     trials = [trial for table in _tables(model) for trial in _trials(table)] if layers else []
-    for path, module in layers:
-        style = _style(module, trials)
+    for path, module, functions in layers:
+        style = _style(module, functions, trials)
         if style in STYLES:
-            sites.append(RopeSite(path, _head_dim(module), style))
+            sites.append(RopeSite(path, _head_dim(module) or trials[0][0].shape[-1], style))
         else:
             others.append(NotASite(path, f"{type(module).__name__}: {style}"))
     return sites, others
 
 
-def _layers(model: nn.Module) -> list[tuple[str, nn.Module]]:
-    return [
-        (path, module)
-        for path, module in model.named_modules()
-        if FUNCTION in inspect.unwrap(type(module).forward).__code__.co_names
-    ]
+def _layers(model: nn.Module) -> list[tuple[str, nn.Module, set[str]]]:
+    """Layers that call functions which rotate, and these functions' names."""
+    found = []
+    for path, module in model.named_modules():
+        names = inspect.unwrap(type(module).forward).__code__.co_names
+        functions = {name for name in names if name.startswith("apply_") and "rotary" in name}
+        if functions:
+            found.append((path, module, functions))
+    return found
 
 
 def _tables(model: nn.Module) -> list[nn.Module]:
@@ -88,9 +91,11 @@ def _tables(model: nn.Module) -> list[nn.Module]:
 # ---- whether our kernel computes what the layer's function does ---------------------------------
 
 
-def _style(module: nn.Module, trials: list[tuple[Tensor, Tensor]]) -> str:
+def _style(module: nn.Module, functions: set[str], trials: list[tuple[Tensor, Tensor]]) -> str:
     """The style in which `module` rotates, else the reason why none of ours is it."""
     forward = type(module).forward
+    if functions != {FUNCTION}:
+        return f"it rotates by {', '.join(sorted(functions - {FUNCTION}))}"
     if is_patched(module):
         return "its forward has been patched"
     if inspect.unwrap(forward) is not forward:
@@ -101,7 +106,7 @@ def _style(module: nn.Module, trials: list[tuple[Tensor, Tensor]]) -> str:
     # A function that is given the part of a head which is rotated (Phi) takes no more than that.
     widths = (_head_dim(module), trials[0][0].shape[-1])
     for style in STYLES:
-        for width in widths:
+        for width in filter(None, widths):
             if all(_agrees(function, width, cos, sin, style) for cos, sin in trials):
                 return style
     return "it rotates in a way of its own"
@@ -134,9 +139,9 @@ def _trials(table: nn.Module) -> list[tuple[Tensor, Tensor]]:
         return []
 
 
-def _head_dim(module: nn.Module) -> int:
-    names = ("head_dim", "head_size")
-    return next(size for name in names if isinstance(size := getattr(module, name, None), int))
+def _head_dim(module: nn.Module) -> int | None:
+    sizes = (getattr(module, name, None) for name in ("head_dim", "head_size"))
+    return next((size for size in sizes if isinstance(size, int)), None)
 
 
 # ---- what takes the place of the function, and of the forward that calls it ---------------------
@@ -144,8 +149,8 @@ def _head_dim(module: nn.Module) -> int:
 
 @functools.cache
 def _forward_with(forward: Any, style: str, backend: str) -> Callable[..., Any]:
-    """`forward` with our rotation. One function for all layers of a class: torch.compile then needs
-    one graph for them."""
+    """`forward` with our rotation, and its other globals as they are now. One function for all
+    layers of a class: torch.compile then needs one graph for them."""
     rotate = functools.partial(_rotate, style=style, backend=backend)
     # Without __name__: torch.compile would look names up in the module that is called so.
     scope = {name: value for name, value in forward.__globals__.items() if name != "__name__"}

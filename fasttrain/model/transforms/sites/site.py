@@ -2,7 +2,8 @@
 
 Sites are found by structure and accepted by what they compute, so that there is no list of
 architectures. Kernels are put into module instances: no class and no global is touched, so that two
-models in one process can differ.
+models in one process can differ. copy.deepcopy and save_pretrained serve such a model; torch.save
+of the module itself doesn't (it fails when it is loaded): revert it first.
 """
 
 from __future__ import annotations
@@ -46,6 +47,9 @@ class NotASite:
 def patch_forward(module: nn.Module, forward: Callable[..., Any]) -> None:
     """Give this instance another forward, a function whose first argument is the module."""
     assert "forward" not in vars(module), "somebody has patched this module before"
+    # A method is pickled by its name: under this one it is not found, where under "forward" the
+    # class's own would be, in silence.
+    forward.__name__ = MARK
     # A bound method, not a closure over the module: copy.deepcopy then binds it to the copy.
     module.forward = MethodType(forward, module)
     vars(module)[MARK] = True
@@ -64,6 +68,12 @@ def is_patched(module: nn.Module) -> bool:
 
 def has_kernel(module: nn.Module) -> bool:
     return MARK in vars(module)
+
+
+def only(args: tuple[Any, ...], named: dict[str, Any]) -> Any:
+    """The one argument of a call, whatever its class calls it."""
+    (argument,) = (*args, *named.values())
+    return argument
 
 
 def random_tensor(shape: tuple[int, ...] | torch.Size, *, seed: int) -> Tensor:

@@ -6,7 +6,6 @@ A row is one thread's work, so the result is the same bits on any number of thre
 import torch
 
 from fasttrain_kernels import native
-from fasttrain_kernels.checks import short
 from fasttrain_kernels.ops.cross_entropy.native_rows import backward, forward, forward_backward
 from fasttrain_kernels.ops.cross_entropy.reference import Problem
 
@@ -17,9 +16,4 @@ SERVED = (torch.float32, torch.float64, torch.bfloat16)
 
 def unsupported(problem: Problem) -> str | None:
     """The reason why the C++ kernel can't serve `problem`, or None."""
-    if problem.device.type != "cpu":
-        return f"runs on CPUs; the tensors are on {problem.device.type}"
-    if problem.dtype not in SERVED:
-        listed = ", ".join(short(dtype) for dtype in SERVED)
-        return f"serves {listed}, not {short(problem.dtype)}"
-    return native.why_not("_C_cpu")
+    return native.cpu_why_not(problem.device, problem.dtype, SERVED)

@@ -44,7 +44,7 @@ class Documents(NamedTuple):
 
     cu_seqlens: Tensor  # (docs + 1,) int32, on the device
     offsets: Tensor  # the same, on the CPU
-    tiles: Tensor  # tiles.py, on the device
+    tiles: Tensor | None  # tiles.py, on the device; None: to be made of offsets
 
 
 class Mask(NamedTuple):

@@ -98,8 +98,9 @@ def forward_kernel(
     top = tl.full((QUERIES,), LOWEST, tl.float32)
     total = tl.full((QUERIES,), 0.0, tl.float32)
     if sinks_ptr is not None:
-        top = top * 0.0 + tl.load(sinks_ptr + head).to(tl.float32) * LOG2E
-        total += 1.0
+        sink = tl.load(sinks_ptr + head).to(tl.float32) * LOG2E  # -inf: no sink
+        top = tl.maximum(top, sink)
+        total = tl.exp2(sink - top)
     o = tl.full((QUERIES, BLOCK_WIDTH), 0.0, tl.float32)
     for number in tl.range(0, blocks):
         key = begin + inner + number * KEYS + tl.arange(0, KEYS)

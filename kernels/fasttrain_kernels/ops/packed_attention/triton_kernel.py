@@ -20,7 +20,7 @@ from torch import Tensor
 from fasttrain_kernels import launcher
 from fasttrain_kernels.checks import short
 from fasttrain_kernels.ops.packed_attention.reference import Documents, Mask, Problem
-from fasttrain_kernels.ops.packed_attention.tiles import TILE
+from fasttrain_kernels.ops.packed_attention.tiles import TILE, tile_table
 from fasttrain_kernels.ops.packed_attention.triton_backward import keys_kernel, queries_kernel
 from fasttrain_kernels.ops.packed_attention.triton_blocks import LOG2E
 from fasttrain_kernels.ops.packed_attention.triton_forward import forward_kernel
@@ -102,14 +102,15 @@ def forward(
     tokens, heads, _ = q.shape
     o = q.new_empty(q.shape)
     lse = q.new_empty(heads, tokens, dtype=torch.float32)
+    tiles = _tiles(documents)
     blocks = _configuration(q).forward
     with torch.cuda.device_of(q):
-        forward_kernel[_grid(documents, blocks.queries, heads)](
+        forward_kernel[_grid(tiles, blocks.queries, heads)](
             q,
             k,
             v,
             sinks,
-            documents.tiles,
+            tiles,
             o,
             lse,
             tokens,
@@ -136,12 +137,13 @@ def backward(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """As reference.backward."""
     tokens, heads, _ = q.shape
+    tiles = _tiles(documents)
     dq, dk, dv = (t.new_empty(t.shape) for t in (q, k, v))
     lse = lse.contiguous()
     delta = torch.empty_like(lse)
     strides = [stride for t in (do, q, k, v) for stride in t.stride()[:2]]
     _, of_queries, of_keys = _configuration(q)
-    grid = _grid(documents, of_queries.queries, heads)
+    grid = _grid(tiles, of_queries.queries, heads)
     partials = None if sinks is None else lse.new_empty(grid[0] // heads, heads)
     with torch.cuda.device_of(q):
         queries_kernel[grid](
@@ -152,7 +154,7 @@ def backward(
             o.contiguous(),
             lse,
             sinks,
-            documents.tiles,
+            tiles,
             dq,
             delta,
             partials,
@@ -163,14 +165,14 @@ def backward(
             HEADS=heads,
             **_shape(q, k, mask, of_queries),
         )
-        keys_kernel[_grid(documents, of_keys.keys, k.shape[1])](
+        keys_kernel[_grid(tiles, of_keys.keys, k.shape[1])](
             do,
             q,
             k,
             v,
             lse,
             delta,
-            documents.tiles,
+            tiles,
             dk,
             dv,
             tokens,
@@ -196,8 +198,14 @@ def _capability(device: torch.device) -> tuple[int, int]:
     return torch.cuda.get_device_capability(device)
 
 
-def _grid(documents: Documents, rows: int, heads: int) -> tuple[int]:
-    return (documents.tiles.shape[0] * (TILE // rows) * heads,)
+def _tiles(documents: Documents) -> Tensor:
+    if documents.tiles is not None:
+        return documents.tiles
+    return tile_table(documents.offsets).to(documents.cu_seqlens.device)
+
+
+def _grid(tiles: Tensor, rows: int, heads: int) -> tuple[int]:
+    return (tiles.shape[0] * (TILE // rows) * heads,)
 
 
 def _scores(mask: Mask, tokens: int) -> tuple[float, float | None, int | None]:

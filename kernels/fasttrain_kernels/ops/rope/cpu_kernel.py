@@ -8,7 +8,6 @@ import torch
 from torch import Tensor
 
 from fasttrain_kernels import native
-from fasttrain_kernels.checks import short
 from fasttrain_kernels.ops.rms_norm.reference import compute_dtype, scale
 from fasttrain_kernels.ops.rope.reference import Problem
 
@@ -22,11 +21,7 @@ MAX_CHUNKS = 256
 
 def unsupported(problem: Problem) -> str | None:
     """The reason why the C++ kernel can't serve `problem`, or None."""
-    if problem.device.type != "cpu":
-        return f"runs on CPUs; the tensors are on {problem.device.type}"
-    if problem.dtype not in SERVED:
-        return f"serves {', '.join(map(short, SERVED))}, not {short(problem.dtype)}"
-    return native.why_not("_C_cpu")
+    return native.cpu_why_not(problem.device, problem.dtype, SERVED)
 
 
 def forward(

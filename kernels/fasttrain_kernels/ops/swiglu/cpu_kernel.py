@@ -7,7 +7,6 @@ import torch
 from torch import Tensor
 
 from fasttrain_kernels import native
-from fasttrain_kernels.checks import short
 from fasttrain_kernels.ops.swiglu.reference import Problem
 
 SERVED = (torch.float32, torch.float64, torch.bfloat16)
@@ -15,12 +14,7 @@ SERVED = (torch.float32, torch.float64, torch.bfloat16)
 
 def unsupported(problem: Problem) -> str | None:
     """The reason why the C++ kernel can't serve `problem`, or None."""
-    if problem.device.type != "cpu":
-        return f"runs on CPUs; the tensors are on {problem.device.type}"
-    if problem.dtype not in SERVED:
-        listed = ", ".join(short(dtype) for dtype in SERVED)
-        return f"serves {listed}, not {short(problem.dtype)}"
-    return native.why_not("_C_cpu")
+    return native.cpu_why_not(problem.device, problem.dtype, SERVED)
 
 
 def forward(gate: Tensor, up: Tensor, activation: str, y: Tensor) -> None:
