@@ -6,7 +6,9 @@
 #include <torch/csrc/stable/tensor.h>
 
 #include <algorithm>
+#include <cstring>
 
+#include "pages.h"
 #include "tensors.h"
 
 namespace fasttrain {
@@ -14,9 +16,18 @@ namespace {
 
 using torch::stable::Tensor;
 
+void clear(Tensor& tensor) {
+  prefer_large_pages(tensor);
+  char* bytes = static_cast<char*>(tensor.mutable_data_ptr());
+  torch::stable::parallel_for(
+      0, tensor.numel() * tensor.element_size(), int64_t{1} << 20,
+      [&](int64_t begin, int64_t end) { std::memset(bytes + begin, 0, end - begin); });
+}
+
 // A row of dweight is one thread's sum, in each block of columns: the number of threads changes no
 // bit.
 void backward(Tensor dy, Tensor owners, Tensor tokens, Tensor dweight) {
+  clear(dweight);
   EmbeddingBackward args{};
   args.count = dy.size(0);
   args.rows = dweight.size(0);

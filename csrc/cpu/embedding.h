@@ -14,7 +14,7 @@ namespace fasttrain {
 constexpr int64_t kEmbeddingColumns = 1024;
 
 // A place is a position among the tokens, sorted by row. dy: rows of `width` elements, a stride
-// apart. dweight (rows, width) is contiguous and zero.
+// apart. dweight (rows, width) is contiguous.
 struct EmbeddingBackward {
   int64_t count;  // of tokens
   int64_t rows;

@@ -30,7 +30,7 @@ STABLE_TORCH_LIBRARY(fasttrain_native, m) {
       "float scale, float softcap, float label_smoothing, float z_loss, bool wants_entropy, "
       "Tensor(b!) statistics) -> ()");
 
-  // owners: int32, tokens: int64; dweight: zeros. What they are: csrc/cpu/embedding.h.
+  // owners: int32, tokens: int64. What they are: csrc/cpu/embedding.h.
   m.def(
       "embedding_backward(Tensor dy, Tensor owners, Tensor tokens, Tensor(a!) dweight) -> ()");
   // q, k: either may be none. cos, sin, weights, dweight (2, head_dim), partials (chunks, 2,

@@ -15,6 +15,7 @@
 #include <optional>
 #include <vector>
 
+#include "pages.h"
 #include "tensors.h"
 
 namespace fasttrain {
@@ -114,6 +115,7 @@ void forward(Tensor q, Tensor k, Tensor v, Tensor offsets, bool causal, int64_t 
              double softcap, std::optional<Tensor> sinks, double scale, Tensor o, Tensor lse) {
   const PackedAttention args =
       describe(q, k, v, o, lse, causal, window, softcap, sinks, scale);
+  prefer_large_pages(o);
   const std::vector<Span> spans = spans_of(args, offsets, kQueriesPerTask);
   if (spans.empty()) return;
   each_task(args, spans, FT_BEST(packed_attention_forward),
@@ -124,6 +126,7 @@ void backward(Tensor dout, Tensor q, Tensor k, Tensor v, Tensor o, Tensor lse, T
               bool causal, int64_t window, double softcap, std::optional<Tensor> sinks,
               double scale, Tensor dq, Tensor dk, Tensor dv, Tensor delta, Tensor dsinks) {
   PackedAttention args = describe(q, k, v, o, lse, causal, window, softcap, sinks, scale);
+  for (const Tensor& gradient : {dq, dk, dv}) prefer_large_pages(gradient);
   args.dout = heads_of(dout);
   args.dq = heads_of(dq);
   args.dk = heads_of(dk);

@@ -8,6 +8,7 @@
 #include <algorithm>
 #include <optional>
 
+#include "pages.h"
 #include "tensors.h"
 
 namespace fasttrain {
@@ -18,6 +19,8 @@ using torch::stable::Tensor;
 void forward(Tensor x, Tensor weight, std::optional<Tensor> residual, double eps, bool cast_first,
              Tensor y, Tensor sum, Tensor rstd) {
   const int64_t rows = x.size(0);
+  prefer_large_pages(y);
+  prefer_large_pages(sum);
   RmsNormForward args{};
   args.width = x.size(1);
   args.x = x.const_data_ptr();
@@ -47,6 +50,7 @@ void backward(Tensor dy, std::optional<Tensor> dsum, Tensor x, Tensor weight, Te
               Tensor dx, Tensor dweight, Tensor partials) {
   const int64_t rows = x.size(0), chunks = partials.size(0);
   const bool wants_dweight = dweight.numel() > 0;
+  prefer_large_pages(dx);
   RmsNormBackward args{};
   args.width = x.size(1);
   args.dy = dy.const_data_ptr();

@@ -8,6 +8,7 @@
 #include <algorithm>
 #include <optional>
 
+#include "pages.h"
 #include "rms_norm.h"
 #include "tensors.h"
 
@@ -20,6 +21,7 @@ RopeSide side_of(const Tensor& x, const std::optional<Tensor>& weight, Tensor& o
   RopeSide side{};
   side.heads = x.size(1);
   side.x = heads_of(x);
+  prefer_large_pages(out);
   side.weight = weight.has_value() ? weight->const_data_ptr() : nullptr;
   side.out = out.numel() > 0 ? out.mutable_data_ptr() : nullptr;
   return side;
