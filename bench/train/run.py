@@ -13,7 +13,7 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -130,6 +130,7 @@ class Outcome:
     """What the rounds have given so far, by contender."""
 
     runs: dict[str, list[dict[str, Any]]]
+    rounds: int = 0
     loss_checks: dict[str, dict[str, Any]] = field(default_factory=dict)
     failures: dict[str, str] = field(default_factory=dict)
 
@@ -141,8 +142,15 @@ class Outcome:
         return not self.failures and all(check["equal"] for check in self.loss_checks.values())
 
 
-def run_rounds(names: Sequence[str], made: dict[str, Any], rounds: int, threads: int) -> Outcome:
-    """Every contender once a round; each round begins with another one. Who fails is left out."""
+def run_rounds(
+    names: Sequence[str],
+    made: dict[str, Any],
+    rounds: int,
+    threads: int,
+    keep: Callable[[Outcome], None],
+) -> Outcome:
+    """Every contender once a round; each round begins with another one. Who fails is left out.
+    After each round `keep` gets what there is, so that a run which is stopped isn't lost."""
     outcome = Outcome({name: [] for name in names})
     for number in range(1, rounds + 1):
         shift = (number - 1) % len(names)
@@ -154,6 +162,8 @@ def run_rounds(names: Sequence[str], made: dict[str, Any], rounds: int, threads:
             except ContenderFailedError as error:
                 outcome.failures[name] = str(error)
                 print(f"round {number} {name}: failed. {error}", file=sys.stderr, flush=True)
+        outcome.rounds = number
+        keep(outcome)
     return outcome
 
 
@@ -235,7 +245,7 @@ def record(arguments: argparse.Namespace, made: dict[str, Any], outcome: Outcome
     return {
         "command": shlex.join(["python", *sys.argv]),
         "threads": arguments.threads,
-        "rounds": arguments.rounds,
+        "rounds": outcome.rounds,
         **{key: value for key, value in made.items() if key != "folder"},
         "loss_checks": outcome.loss_checks,
         "failures": outcome.failures,
@@ -257,14 +267,17 @@ def main() -> int:
         print(error, file=sys.stderr)
         return 1
     started = datetime.now(UTC)
-    outcome = run_rounds(names, made, arguments.rounds, arguments.threads)
-    minutes = (datetime.now(UTC) - started).total_seconds() / 60
+    path = arguments.results or results_path(made)
+
+    def keep(outcome: Outcome) -> None:
+        minutes = (datetime.now(UTC) - started).total_seconds() / 60
+        when = {"started": started.isoformat(timespec="seconds"), "minutes": round(minutes, 1)}
+        kept = {**when, "before": before, **record(arguments, made, outcome)}
+        write_section(path, "peers" if arguments.peers else "trainer", kept)
+
+    outcome = run_rounds(names, made, arguments.rounds, arguments.threads, keep)
     if outcome.summaries():
         print("\n" + table(outcome.summaries()) + "\n")
-    path = arguments.results or results_path(made)
-    when = {"started": started.isoformat(timespec="seconds"), "minutes": round(minutes, 1)}
-    kept = {**when, "before": before, **record(arguments, made, outcome)}
-    write_section(path, "peers" if arguments.peers else "trainer", kept)
     print(f"written to {path}")
     return 0 if outcome.good else 1
 

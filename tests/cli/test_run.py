@@ -85,8 +85,10 @@ def test_the_kernels_that_explain_names_are_those_that_the_run_takes(project, ca
     explained = sections(capsys.readouterr().out)["kernels"]
     assert app.exit_code(["run", "sft.yaml", "--dry-run"]) == 0
     assert sections(capsys.readouterr().out)["kernels"] == explained
-    assert explained[1].split()[:4] == ["rms_norm", "5", "of", "5"]
-    assert explained[2].split()[:4] == ["linear_cross_entropy", "1", "of", "1"]
+    sites = {row.split()[0]: row.split()[1:4] for row in explained[1:]}
+    assert sites["rms_norm"] == ["5", "of", "5"]
+    assert sites["packed_attention"] == ["2", "of", "2"]
+    assert sites["linear_cross_entropy"] == ["1", "of", "1"]
 
 
 def test_a_kernel_that_cannot_serve_is_the_users_mistake(project, capsys):

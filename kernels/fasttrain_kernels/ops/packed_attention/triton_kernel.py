@@ -44,9 +44,10 @@ class Configuration(NamedTuple):
 
 
 # By the width that heads are padded to, at most. Chosen so that nothing spills out of 255 registers
-# a thread, with every option (tests/ops/test_gpu_gate_packed_attention.py). 128 x 128 numbers in
-# float32 are 64 registers a thread of 8 warps: one such sum in the forward pass and for dq, two for
-# dk and dv.
+# a thread in the forms that tests/ops/test_gpu_gate_packed_attention.py compiles. (One that it
+# doesn't is known to: dk and dv of float16 heads of 80 where all see all, 24 bytes on Hopper.)
+# 128 x 128 numbers in float32 are 64 registers a thread of 8 warps: one such sum in the forward
+# pass and for dq, two for dk and dv.
 #
 # Hopper and datacentre Blackwell: matrix units read both operands from shared memory, of 227 KB.
 LARGE = {
