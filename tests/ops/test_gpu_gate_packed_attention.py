@@ -85,3 +85,9 @@ def test_without_options_of_a_padded_width():
 
 def test_in_float32():
     assert_fits(QUERIES, 80, 128, torch.float32, PLAIN)
+
+
+@pytest.mark.parametrize("which", [FORWARD, QUERIES, KEYS], ids=["forward", "dq", "dkdv"])
+def test_in_float32_of_the_widest(which):
+    """Where there is the least shared memory: 99 KB."""
+    assert_fits(which, 120, 256, torch.float32)

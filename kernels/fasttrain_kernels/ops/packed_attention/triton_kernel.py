@@ -65,7 +65,7 @@ SMALL = {
 FLOAT32 = {
     64: Configuration(Blocks(64, 32, 8, 2), Blocks(64, 32, 8, 2), Blocks(32, 64, 8, 2)),
     128: Configuration(Blocks(32, 32, 8, 2), Blocks(32, 32, 4, 2), Blocks(32, 32, 8, 2)),
-    256: Configuration(Blocks(32, 16, 8, 2), Blocks(32, 16, 8, 2), Blocks(16, 32, 8, 1)),
+    256: Configuration(Blocks(16, 16, 4, 2), Blocks(32, 16, 8, 2), Blocks(16, 16, 4, 1)),
 }
 # Few programs and few steps: the interpreter takes 20 ms for one.
 INTERPRETED = Configuration(Blocks(128, 128, 1, 1), Blocks(128, 64, 1, 1), Blocks(64, 128, 1, 1))
