@@ -46,6 +46,10 @@ class Documents(NamedTuple):
     offsets: Tensor  # the same, on the CPU
     tiles: Tensor | None  # tiles.py, on the device; None: to be made of offsets
 
+    def spans(self) -> list[slice]:
+        """The tokens of each document that has any."""
+        return [slice(a, b) for a, b in pairwise(self.offsets.tolist()) if a < b]
+
 
 class Mask(NamedTuple):
     """What a query sees, and what is made of a score."""
@@ -72,7 +76,7 @@ def forward(
     """q (T, Hq, D), k (T, Hk, D), v (T, Hk, Dv), sinks (Hq,) -> o (T, Hq, Dv), lse (Hq, T)."""
     o = q.new_empty(*q.shape[:2], v.shape[2])
     lse = q.new_empty(q.shape[1], q.shape[0], dtype=compute_dtype(q.dtype))
-    for span in _spans(documents):
+    for span in documents.spans():
         _, scores, value = _scores(q, k, v, span, mask)
         column = _sink_column(scores, sinks)
         lse[:, span] = torch.cat([scores, column], -1).logsumexp(-1)
@@ -98,7 +102,7 @@ def backward(
     dq, dk, dv = (torch.empty(t.shape, dtype=t.dtype, device=t.device) for t in (q, k, v))
     delta = (do.to(wide) * o.to(wide)).sum(-1).T  # (Hq, T)
     groups = q.shape[1] // k.shape[1]
-    for span in _spans(documents):
+    for span in documents.spans():
         raw, scores, value = _scores(q, k, v, span, mask)
         query, key = _heads(q, span, 1), _heads(k, span, groups)
         grad = _heads(do, span, 1)
@@ -114,11 +118,6 @@ def backward(
         return dq, dk, dv, q.new_empty(0)
     share = (sinks.to(wide)[:, None] - lse).exp()
     return dq, dk, dv, -(share * delta).sum(-1).to(sinks.dtype)
-
-
-def _spans(documents: Documents) -> list[slice]:
-    bounds = documents.offsets.tolist()
-    return [slice(a, b) for a, b in pairwise(bounds) if a < b]
 
 
 def _heads(tensor: Tensor, span: slice, repeats: int) -> Tensor:

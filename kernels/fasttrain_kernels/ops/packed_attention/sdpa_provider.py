@@ -5,8 +5,6 @@ On a CPU its flash kernel, on a GPU FlashAttention 2. One document costs what Py
 costs, without a copy; many short ones cost a call each.
 """
 
-from itertools import pairwise
-
 import torch
 from torch import Tensor
 
@@ -37,7 +35,7 @@ def forward(
     q: Tensor, k: Tensor, v: Tensor, documents: Documents, mask: Mask, sinks: Tensor | None
 ) -> tuple[Tensor, Tensor]:
     """As reference.forward."""
-    spans = _spans(documents)
+    spans = documents.spans()
     q, mask, _ = positive_scale(q, mask)
     if len(spans) == 1:
         o, lse = _forward(q, k, v, mask)
@@ -61,7 +59,7 @@ def backward(
     sinks: Tensor | None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """As reference.backward."""
-    spans = _spans(documents)
+    spans = documents.spans()
     q, mask, sign = positive_scale(q, mask)
     if len(spans) == 1:
         dq, dk, dv = (g.contiguous() for g in _backward(do, q, k, v, o, lse, mask))
@@ -70,11 +68,6 @@ def backward(
         for at in spans:
             dq[at], dk[at], dv[at] = _backward(do[at], q[at], k[at], v[at], o[at], lse[:, at], mask)
     return dq if sign == 1 else dq * sign, dk, dv, q.new_empty(0)
-
-
-def _spans(documents: Documents) -> list[slice]:
-    bounds = documents.offsets.tolist()
-    return [slice(a, b) for a, b in pairwise(bounds) if a < b]
 
 
 def _forward(q: Tensor, k: Tensor, v: Tensor, mask: Mask) -> tuple[Tensor, Tensor]:

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from fasttrain_kernels import launcher
 from fasttrain_kernels.checks import short
+from fasttrain_kernels.ops.packed_attention.providers import values_differ
 from fasttrain_kernels.ops.packed_attention.reference import Documents, Mask, Problem
 from fasttrain_kernels.ops.packed_attention.tiles import TILE, tile_table
 from fasttrain_kernels.ops.packed_attention.triton_backward import keys_kernel, queries_kernel
@@ -87,10 +88,7 @@ def unsupported(problem: Problem) -> str | None:
     if problem.dtype == torch.float64:
         return f"computes in float32, not {short(torch.float64)}"
     if problem.value_dim != problem.head_dim:
-        return (
-            f"wants values as wide as keys; these have {problem.value_dim} and "
-            f"{problem.head_dim} elements"
-        )
+        return values_differ(problem)
     if problem.head_dim > MAX_WIDTH:
         return f"serves heads of up to {MAX_WIDTH} elements; these have {problem.head_dim}"
     return None
