@@ -67,16 +67,10 @@ void backward(Tensor dy, std::optional<Tensor> dsum, Tensor x, Tensor weight, Te
   char* partial_rows = wants_dweight ? static_cast<char*>(partials.mutable_data_ptr()) : nullptr;
 
   const auto run = FT_BEST(rms_norm_backward);
-  const int64_t chunk_rows = (rows + chunks - 1) / std::max<int64_t>(1, chunks);
-  const int64_t grain = rows_per_thread(args.width) / std::max<int64_t>(1, chunk_rows);
-  torch::stable::parallel_for(
-      0, chunks, std::max<int64_t>(1, grain), [&](int64_t first, int64_t last) {
-        for (int64_t chunk = first; chunk < last; ++chunk) {
-          void* share = wants_dweight ? partial_rows + chunk * row_bytes : nullptr;
-          run(args, share, std::min(rows, chunk * chunk_rows),
-              std::min(rows, (chunk + 1) * chunk_rows));
-        }
-      });
+  each_chunk(rows, chunks, rows_per_thread(args.width),
+             [&](int64_t chunk, int64_t begin, int64_t end) {
+               run(args, wants_dweight ? partial_rows + chunk * row_bytes : nullptr, begin, end);
+             });
   if (!wants_dweight) return;
   const auto add = FT_BEST(add_partials);
   void* total = dweight.mutable_data_ptr();

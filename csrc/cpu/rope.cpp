@@ -72,20 +72,14 @@ void norm_backward(std::optional<Tensor> q_grad, std::optional<Tensor> k_grad, T
     args.sides[1] = side_of(k, k_weight, dk);
     args.sides[1].grad = heads_of(*k_grad);
   }
-  const int64_t tokens = cos.size(0), chunks = std::max<int64_t>(1, partials.size(0));
-  const int64_t chunk_tokens = (tokens + chunks - 1) / chunks, width = dweight.numel();
+  const int64_t width = dweight.numel();
   const bool wide = args.dtype == DType::f64;
   char* shares = static_cast<char*>(partials.mutable_data_ptr());
   const auto run = FT_BEST(rope_norm_backward);
-  const int64_t grain =
-      rows_per_thread(elements_per_token(args)) / std::max<int64_t>(1, chunk_tokens);
-  torch::stable::parallel_for(
-      0, partials.size(0), std::max<int64_t>(1, grain), [&](int64_t first, int64_t last) {
-        for (int64_t chunk = first; chunk < last; ++chunk)
-          run(args, shares + chunk * width * (wide ? 8 : 4),
-              std::min(tokens, chunk * chunk_tokens),
-              std::min(tokens, (chunk + 1) * chunk_tokens));
-      });
+  each_chunk(cos.size(0), partials.size(0), rows_per_thread(elements_per_token(args)),
+             [&](int64_t chunk, int64_t begin, int64_t end) {
+               run(args, shares + chunk * width * (wide ? 8 : 4), begin, end);
+             });
   FT_BEST(add_partials)
   (shares, partials.size(0), width, wide, dweight.mutable_data_ptr(), 0, width);
 }

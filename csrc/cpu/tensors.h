@@ -1,6 +1,7 @@
 // What the op files share: from torch's tensors and threads to plain numbers.
 #pragma once
 
+#include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
 #include <torch/headeronly/util/Exception.h>
 
@@ -35,6 +36,18 @@ inline Heads heads_of(const torch::stable::Tensor& tensor) {
 // than it saves (a parallel region takes about 5 us).
 inline int64_t rows_per_thread(int64_t width) {
   return std::max<int64_t>(1, 16384 / std::max<int64_t>(1, width));
+}
+
+// run(chunk, begin, end) for each of `chunks` ranges of rows, the same ones whatever the number of
+// threads, so that sums over a chunk don't depend on it. `worth`: rows that are worth a thread.
+template <class Run>
+void each_chunk(int64_t rows, int64_t chunks, int64_t worth, const Run& run) {
+  const int64_t chunk_rows = (rows + chunks - 1) / std::max<int64_t>(1, chunks);
+  const int64_t grain = std::max<int64_t>(1, worth / std::max<int64_t>(1, chunk_rows));
+  torch::stable::parallel_for(0, chunks, grain, [&](int64_t first, int64_t last) {
+    for (int64_t chunk = first; chunk < last; ++chunk)
+      run(chunk, std::min(rows, chunk * chunk_rows), std::min(rows, (chunk + 1) * chunk_rows));
+  });
 }
 
 }  // namespace fasttrain
