@@ -4,7 +4,8 @@ import pytest
 import torch
 from fasttrain_kernels import rms_norm
 
-from bench.harness import Absent, Case, Provider, chosen_device
+from bench.harness import Case, Provider, chosen_device
+from bench.ops import peers
 
 EPS = 1e-6
 F32, BF16 = torch.float32, torch.bfloat16
@@ -41,16 +42,11 @@ def builtin(x, weight, residual):
 
 
 def liger():
-    try:
-        from liger_kernel.ops.rms_norm import LigerRMSNormFunction
-    except ImportError as error:
-        raise Absent(f"liger-kernel: {error}") from error
-    if not torch.cuda.is_available():
-        raise Absent("liger-kernel runs on GPUs")
+    function = peers.liger("LigerRMSNormFunction")
 
     def call(x, weight, residual):
         total = x if residual is None else x + residual
-        y = LigerRMSNormFunction.apply(total, weight, EPS, 0.0, "llama", False)
+        y = function.apply(total, weight, EPS, 0.0, "llama", False)
         return y if residual is None else (y, total)
 
     return call

@@ -5,6 +5,7 @@ import torch
 from fasttrain_kernels import rope, rope_table
 
 from bench.harness import Absent, Case, Provider, chosen_device
+from bench.ops import peers
 
 EPS = 1e-6
 F32, BF16 = torch.float32, torch.bfloat16
@@ -69,19 +70,14 @@ def ours(kind):
 
 
 def liger(kind):
-    try:
-        from liger_kernel.ops.rope import LigerRopeFunction
-    except ImportError as error:
-        raise Absent(f"liger-kernel: {error}") from error
-    if not torch.cuda.is_available():
-        raise Absent("liger-kernel runs on GPUs")
+    function = peers.liger("LigerRopeFunction")
     if kind != "half":
         raise Absent("liger-kernel's rope turns halves, and norms nothing")
 
     def call(q, k, cos, sin):
         # In place, and its backward too: it is given copies, as eager and ours keep their inputs.
         heads = (x.transpose(1, 2).clone() for x in (q, k))
-        return LigerRopeFunction.apply(*heads, cos, sin)
+        return function.apply(*heads, cos, sin)
 
     return call
 

@@ -5,7 +5,8 @@ import torch
 import torch.nn.functional as F
 from fasttrain_kernels import geglu, swiglu
 
-from bench.harness import Absent, Case, Provider, chosen_device
+from bench.harness import Case, Provider, chosen_device
+from bench.ops import peers
 
 F32, BF16 = torch.float32, torch.bfloat16
 # (rows, width, dtype): the inner layer of a 135M, of a 1B and of an 8B model.
@@ -32,14 +33,8 @@ def ours(op, packed):
 
 
 def liger(op, packed):
-    try:
-        from liger_kernel.ops.geglu import LigerGELUMulFunction
-        from liger_kernel.ops.swiglu import LigerSiLUMulFunction
-    except ImportError as error:
-        raise Absent(f"liger-kernel: {error}") from error
-    if not torch.cuda.is_available():
-        raise Absent("liger-kernel runs on GPUs")
-    function = {"swiglu": LigerSiLUMulFunction, "geglu": LigerGELUMulFunction}[op]
+    names = {"swiglu": "LigerSiLUMulFunction", "geglu": "LigerGELUMulFunction"}
+    function = peers.liger(names[op])
     return _of_halves(function.apply, packed)
 
 

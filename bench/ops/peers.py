@@ -1,6 +1,7 @@
-"""Peers of the fused head, each a function (hidden, weight, labels, softcap, reduction) -> loss.
+"""What benchmarks compare with: classes of liger-kernel, and peers of the fused head.
 
-Each `..._head()` returns the function, or raises Absent where it can't run.
+Each `..._head()` returns a function (hidden, weight, labels, softcap, reduction) -> loss, or raises
+Absent where it can't run.
 """
 
 from collections.abc import Callable
