@@ -39,4 +39,9 @@ def rows(tensor: Tensor) -> Tensor:
     Rows may lie far apart or on top of each other: stride(0) is whatever it was.
     """
     matrix = tensor if tensor.dim() == 2 else tensor.reshape(-1, tensor.shape[-1])
-    return matrix if matrix.stride(1) == 1 else matrix.contiguous()
+    return without_gaps(matrix)
+
+
+def without_gaps(tensor: Tensor) -> Tensor:
+    """With elements of the last dimension side by side; a copy only if need be."""
+    return tensor if tensor.stride(-1) == 1 else tensor.contiguous()

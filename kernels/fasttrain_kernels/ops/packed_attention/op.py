@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fasttrain_kernels.checks import without_gaps
 from fasttrain_kernels.dispatch import AUTO, Candidate, Op
 from fasttrain_kernels.layout import DocumentLayout
 from fasttrain_kernels.ops.packed_attention.arguments import (
@@ -79,7 +80,9 @@ def _forward(
             q, k, v, cu_seqlens, offsets, tiles, causal, window, softcap, sinks, scale, backend
         )
     kernel = PACKED_ATTENTION.select(problem_of(q, k, v, documents, mask, sinks), backend)
-    o, lse = kernel.forward(_rows(q), _rows(k), _rows(v), documents, mask, sinks)
+    o, lse = kernel.forward(
+        without_gaps(q), without_gaps(k), without_gaps(v), documents, mask, sinks
+    )
     return o, lse
 
 
@@ -107,7 +110,15 @@ def _backward(
         return _like(q), _like(k), _like(v), dsinks
     kernel = PACKED_ATTENTION.select(problem_of(q, k, v, documents, mask, sinks), backend)
     dq, dk, dv, dsinks = kernel.backward(
-        _rows(do), _rows(q), _rows(k), _rows(v), o, lse, documents, mask, sinks
+        without_gaps(do),
+        without_gaps(q),
+        without_gaps(k),
+        without_gaps(v),
+        o,
+        lse,
+        documents,
+        mask,
+        sinks,
     )
     return dq, dk, dv, dsinks
 
@@ -158,11 +169,6 @@ torch.library.register_fake("fasttrain::packed_attention_backward", _backward_fa
 
 def _like(tensor: Tensor) -> Tensor:
     return tensor.new_empty(tensor.shape)
-
-
-def _rows(tensor: Tensor) -> Tensor:
-    """(T, H, D) with each head's elements side by side; tokens and heads may lie anywhere."""
-    return tensor if tensor.stride(2) == 1 else tensor.contiguous()
 
 
 class _PackedAttention(torch.autograd.Function):

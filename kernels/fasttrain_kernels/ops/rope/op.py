@@ -62,7 +62,7 @@ def _forward(
     backend: str,
 ) -> tuple[Tensor, Tensor]:
     kernel = ROPE.select(Problem(q.device, q.dtype, q.shape[2]), backend)
-    q, k, cos, sin = map(_without_gaps, (q, k, cos, sin))
+    q, k, cos, sin = map(checks.without_gaps, (q, k, cos, sin))
     result: tuple[Tensor, Tensor] = kernel.forward(
         q, k, cos, sin, q_norm, k_norm, eps, norm_style, style
     )
@@ -87,17 +87,12 @@ def _backward(
     some = dk if dq is None else dq
     assert some is not None
     kernel = ROPE.select(Problem(some.device, some.dtype, some.shape[2]), backend)
-    heads = [None if t is None else _without_gaps(t) for t in (dq, dk, q, k)]
-    cos, sin = _without_gaps(cos), _without_gaps(sin)
+    heads = [None if t is None else checks.without_gaps(t) for t in (dq, dk, q, k)]
+    cos, sin = checks.without_gaps(cos), checks.without_gaps(sin)
     result: tuple[Tensor, Tensor, Tensor, Tensor] = kernel.backward(
         *heads, cos, sin, q_norm, k_norm, eps, norm_style, style, needs
     )
     return result
-
-
-def _without_gaps(tensor: Tensor) -> Tensor:
-    """With elements of the last dimension side by side; a copy only if need be."""
-    return tensor if tensor.stride(-1) == 1 else tensor.contiguous()
 
 
 def _forward_fake(
