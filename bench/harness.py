@@ -19,8 +19,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-
-from bench.memory import PeakMemory
+from fasttrain_kernels.memory import PeakMemory
+from fasttrain_kernels.timing import sample
 
 # What an H200 was measured to reach: a prediction that a run on one can be held against.
 H200_COPY = 4.3e12  # bytes/s, read and written
@@ -89,22 +89,6 @@ class Ceilings:
     copy: float  # bytes/s, read and written
     matmul: float  # FLOP/s, in the dtype that the device multiplies fastest
     matmul_dtype: str
-
-
-def sample(step: Callable[[], object], device: str, calls: int = 1) -> float:
-    """Seconds a call, of `calls` in a row."""
-    if device == "cuda":
-        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-        start.record()
-        for _ in range(calls):
-            step()
-        end.record()
-        torch.cuda.synchronize()
-        return start.elapsed_time(end) / 1e3 / calls
-    begin = time.perf_counter()
-    for _ in range(calls):
-        step()
-    return (time.perf_counter() - begin) / calls
 
 
 def measure_ceilings(device: str) -> Ceilings:

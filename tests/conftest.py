@@ -1,8 +1,26 @@
-"""What every test finds as it was: the registries, which a test's own components would stay in."""
+"""What every test finds as it was: the registries, which a test's own components would stay in, and
+no kernel cache of anybody's."""
+
+import os
+import shutil
+import tempfile
 
 import pytest
 
 from fasttrain.config import registry
+
+CACHE = "FASTTRAIN_CACHE"
+
+
+def pytest_configure(config):
+    """A cache of the session's own, which its workers and the commands it runs share."""
+    if not hasattr(config, "workerinput"):
+        os.environ[CACHE] = config.fasttrain_cache = tempfile.mkdtemp(prefix="fasttrain-tests-")
+
+
+def pytest_unconfigure(config):
+    if hasattr(config, "fasttrain_cache"):
+        shutil.rmtree(config.fasttrain_cache, ignore_errors=True)
 
 
 def pytest_collection_modifyitems(items):

@@ -9,9 +9,9 @@ a first call sees true logits: the others take the same time.
 import torch
 import torch.nn.functional as F
 from fasttrain_kernels import cross_entropy
-from fasttrain_kernels.dispatch import AUTO
 from fasttrain_kernels.ops.cross_entropy.op import CROSS_ENTROPY
 from fasttrain_kernels.ops.cross_entropy.reference import FIELDS, Problem, Terms
+from fasttrain_kernels.settings import AUTO
 
 from bench.harness import Case, Provider, chosen_device
 from bench.ops.heads import relative
@@ -64,7 +64,8 @@ def steps(loss_of, logits, labels):
 
 def one_pass(logits, labels):
     """What linear_cross_entropy does to its logits: loss and gradient, in place, read once."""
-    kernel = CROSS_ENTROPY.select(Problem(logits.device, logits.dtype, logits.shape[1]), AUTO)
+    problem = Problem(logits.device, logits.dtype, logits.shape[1])
+    kernel = CROSS_ENTROPY.select(problem, AUTO).module
     coefficients = torch.full(labels.shape, 1 / labels.numel(), device=logits.device)
 
     def step():

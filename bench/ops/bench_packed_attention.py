@@ -12,8 +12,7 @@ from typing import NamedTuple
 import pytest
 import torch
 import torch.nn.functional as F
-from fasttrain_kernels import DocumentLayout, packed_attention
-from fasttrain_kernels.dispatch import UnsupportedKernel
+from fasttrain_kernels import DocumentLayout, UnsupportedKernel, packed_attention
 from torch.nn.utils.rnn import pad_sequence
 
 from bench.harness import H200_COPY, H200_MATMUL, Absent, Case, Provider, chosen_device

@@ -37,7 +37,8 @@ def list_kernels() -> None:
 
 def kernel_rows(device: torch.device, dtype: torch.dtype) -> list[tuple[str, str, str, str]]:
     """(op, backend, yes or no, why) for a typical call of each op on `device`."""
-    from fasttrain_kernels.dispatch import OPS
+    from fasttrain_kernels.registry import OPS
+    from fasttrain_kernels.selection import advice, why_not
 
     rows = []
     for name, op in sorted(OPS.items()):
@@ -47,9 +48,9 @@ def kernel_rows(device: torch.device, dtype: torch.dtype) -> list[tuple[str, str
             reason = None
             if not candidate.made_for(device.type):
                 reason = f"made for {', '.join(candidate.devices)}"
-            reason = reason or op.why_not(candidate, problem)
+            reason = reason or why_not(op, candidate, problem)
             why = reason or ("chosen by auto" if candidate.name == chosen else "")
-            why = why or op.advice(candidate, problem) or ""
+            why = why or advice(candidate, problem) or ""
             rows.append((name, candidate.name, "no" if reason else "yes", why))
     return rows
 

@@ -9,16 +9,8 @@ compares them on this device. `python -m fasttrain_kernels` prints the table. Im
 neither Triton nor the native libraries.
 """
 
-from fasttrain_kernels.dispatch import (
-    Checked,
-    Choice,
-    Rejection,
-    UnsupportedKernel,
-    check,
-    choose,
-    explain,
-    use,
-)
+from fasttrain_kernels.check import Checked, check
+from fasttrain_kernels.dispatch import KernelFailure, choose, explain, quarantine, reset
 from fasttrain_kernels.layout import DocumentLayout
 from fasttrain_kernels.losses import LossOutput
 from fasttrain_kernels.ops.cross_entropy.op import cross_entropy
@@ -31,11 +23,14 @@ from fasttrain_kernels.ops.rms_norm.op import rms_norm
 from fasttrain_kernels.ops.rope.op import rope
 from fasttrain_kernels.ops.rope.table import rope_table
 from fasttrain_kernels.ops.swiglu.op import swiglu
+from fasttrain_kernels.selection import Choice, Rejection, UnsupportedKernel
+from fasttrain_kernels.settings import use
 
 __all__ = [
     "Checked",
     "Choice",
     "DocumentLayout",
+    "KernelFailure",
     "LossOutput",
     "Rejection",
     "UnsupportedKernel",
@@ -48,6 +43,8 @@ __all__ = [
     "linear_cross_entropy",
     "linear_log_probs",
     "packed_attention",
+    "quarantine",
+    "reset",
     "rms_norm",
     "rope",
     "rope_table",

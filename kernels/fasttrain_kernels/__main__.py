@@ -7,7 +7,9 @@ from importlib.metadata import PackageNotFoundError, version
 import torch
 
 from fasttrain_kernels import checks, native
-from fasttrain_kernels.dispatch import MODES, check, explain
+from fasttrain_kernels.check import check
+from fasttrain_kernels.dispatch import explain
+from fasttrain_kernels.settings import MODES
 
 
 def main() -> int:

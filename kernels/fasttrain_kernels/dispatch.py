@@ -1,303 +1,188 @@
-"""Chooses which backend serves a call. Nothing else in the package chooses, or reads a setting.
+"""Runs each call of an op on the backend that was chosen for it.
 
-A call is described by a *problem*, a hashable tuple of facts (device, dtypes, widths; never data).
-The choice follows from the problem and from what was asked:
+A call is described by a problem (problem.py); selection.py decides, from it and from what was asked
+(settings.py), and the decision is remembered. A backend that fails in a call is set aside for good,
+and the call is made on the next one: `Op.run`.
 
-1. What was asked: `use()` goes before the environment, `FASTTRAIN_KERNELS="mode=strict,
-   rms_norm=triton"`, which goes before the caller's own `backend=` and `mode=`, which go before
-   "auto". Mode "eager" is the reference for every op not named at a higher level. (`checked=true`,
-   in either, chooses nothing: it has labels looked at on a GPU.)
-2. A backend asked for by name is taken, or the call fails with the reason.
-3. "auto" takes the first candidate that is made for the device and has no reason against it. One
-   that can serve may still advise against itself (`advice(problem)`), where another is known to be
-   faster; by name it is taken all the same. In mode "strict", "auto" takes the very first that
-   doesn't, or fails.
-4. "eager", the reference, is last and always legal.
-
-`Op.select` is the hot path: a dictionary look-up. `choose` and `explain` are for people, and for
-a trainer that plans its model: they say why.
+`choose` and `explain` are for people, and for a trainer that plans its model: they say why.
 """
 
-import functools
-import importlib
-import os
-from collections.abc import Callable, Hashable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from __future__ import annotations
+
+import traceback
+from collections.abc import Callable, Hashable
 from types import ModuleType
 from typing import Any
 
 import torch
 
-ENVIRONMENT = "FASTTRAIN_KERNELS"
-AUTO = "auto"
-EAGER = "eager"
-CALLER = "backend="
-MODES = ("auto", "eager", "strict")
+from fasttrain_kernels import store
+from fasttrain_kernels.guard import Call, Chosen, capturing, is_finite, is_lost
+from fasttrain_kernels.proof import first_line
+from fasttrain_kernels.registry import OPS, Candidate, find
+from fasttrain_kernels.selection import Choice, decide
+from fasttrain_kernels.settings import AUTO, CALLER, EAGER, Settings, in_force, wish
+from fasttrain_kernels.store import store_for
+from fasttrain_kernels.timing import Sizes
+
+# What `choose` takes beside facts.
+OPTIONS = ("in_model", "autotune", "deterministic", "providers")
 
 
-class UnsupportedKernel(ValueError):  # noqa: N818  (a public name, fixed by the design)
-    """A backend was asked for, by name or by mode "strict", and can't serve the call."""
-
-
-@dataclass(frozen=True)
-class Rejection:
-    """One backend that was not chosen, and why."""
-
-    backend: str
-    reason: str
-
-
-@dataclass(frozen=True)
-class Choice:
-    """One row of the kernel table."""
-
-    op: str
-    backend: str
-    reason: str
-    rejected: tuple[Rejection, ...] = ()
-    parity: float | None = None  # worst error against the reference, in units of what is allowed
-    milliseconds: float | None = None  # forward and backward, on the problem that was timed
-
-
-@dataclass(frozen=True)
-class Candidate:
-    """A backend of an op: the module that implements it, and the device types it is made for."""
-
-    name: str
-    module: str
-    devices: tuple[str, ...]  # empty: any
-
-    def made_for(self, device_type: str) -> bool:
-        return not self.devices or device_type in self.devices
-
-    def load(self) -> ModuleType | str:
-        """The module, or the reason why it can't be imported. Asked once per process."""
-        return _load(self.module)
-
-
-@functools.cache
-def _load(module: str) -> ModuleType | str:
-    try:
-        return importlib.import_module(module)
-    except ImportError as error:
-        return f"cannot be imported: {error}"
-
-
-@dataclass(frozen=True)
-class Settings:
-    """What one level (a `use()`, the environment, a caller) asks for. None: says nothing."""
-
-    source: str
-    mode: str | None = None
-    backends: tuple[tuple[str, str], ...] = ()
-    checked: bool | None = None  # look at labels even where a GPU has to be waited for
-
-    def __post_init__(self) -> None:
-        if self.mode is not None and self.mode not in MODES:
-            raise ValueError(
-                f"{self.source}: mode={self.mode!r}; expected one of {', '.join(MODES)}"
-            )
-        for op_name, backend in self.backends:
-            known = (AUTO, *(candidate.name for candidate in find(op_name).candidates))
-            if backend not in known:
-                raise ValueError(
-                    f"{self.source}: {op_name}={backend!r}; expected one of {', '.join(known)}"
-                )
-            if self.mode == EAGER and backend != EAGER:
-                raise ValueError(
-                    f"{self.source}: mode=eager runs every op's reference, so {op_name}={backend} "
-                    "contradicts it; drop one of the two"
-                )
-
-    def backend(self, op_name: str) -> str | None:
-        return dict(self.backends).get(op_name)
+class KernelFailure(RuntimeError):  # noqa: N818  (what UnsupportedKernel is to choosing)
+    """A backend failed in a call that can't be made on another one."""
 
 
 class Op:
     """An operator and its backends, in order of preference; "eager" is added as the last.
 
-    `describe(**facts)` makes a problem; its first field is the device. `reference` and `self_test`
-    are modules: the definition, and `parity(kernel, device) -> float`. `example` holds facts of a
-    typical problem beyond device and dtype, for tables that describe no model.
+    `describe(**facts)` makes a problem. In `folder` lie the modules `reference`, the definition;
+    `self_test`, `parity(kernel, device) -> float`; and `workload`, what a timing pass runs.
+    `example` holds facts of a typical problem beyond device and dtype, for tables that describe no
+    model.
     """
 
     def __init__(
         self,
         name: str,
         candidates: tuple[Candidate, ...],
-        reference: str,
-        self_test: str,
+        folder: str,
         describe: Callable[..., Any],
         example: dict[str, Any],
     ) -> None:
         assert name not in OPS, f"op {name!r} is defined twice"
         self.name = name
-        self.candidates = (*candidates, Candidate(EAGER, reference, ()))
-        self.self_test = self_test
+        self.candidates = (*candidates, Candidate(EAGER, f"{folder}.reference", ()))
+        self.self_test = f"{folder}.self_test"
+        self.workload = f"{folder}.workload"
         self.describe = describe
         self.example = example
-        self._selected: dict[Hashable, ModuleType] = {}
+        self.aside: set[str] = set()  # backends that have failed, and are not judged yet
+        self._selected: dict[Hashable, Chosen] = {}
         OPS[name] = self
-
-    def select(self, problem: Any, backend: str) -> ModuleType:
-        """The module that serves `problem` now. Raises as `choose` does."""
-        key = (problem, backend, _overrides, os.environ.get(ENVIRONMENT))
-        module = self._selected.get(key)
-        if module is None:
-            chosen = self.candidate(self.choose(problem, backend).backend).load()
-            assert isinstance(chosen, ModuleType)
-            module = self._selected[key] = chosen
-        return module
-
-    def choose(
-        self, problem: Any, requested: str = AUTO, mode: str | None = None, source: str = CALLER
-    ) -> Choice:
-        """The row of the table for `problem`; `source` is who asks, for reasons and errors."""
-        named = () if requested == AUTO else ((self.name, requested),)
-        backend, mode, source = self._asked(Settings(source, mode, named))
-        if backend != AUTO:
-            return self._named(problem, backend, source)
-        return self._automatic(problem, mode, source)
 
     def candidate(self, name: str) -> Candidate:
         return next(candidate for candidate in self.candidates if candidate.name == name)
 
-    def why_not(self, candidate: Candidate, problem: Any) -> str | None:
-        """The reason why `candidate` can't serve `problem`, or None."""
-        module = candidate.load()
-        if isinstance(module, str):
-            return module
-        reason: str | None = module.unsupported(problem)
-        return reason
+    def choose(
+        self,
+        problem: Any,
+        requested: str = AUTO,
+        mode: str | None = None,
+        source: str = CALLER,
+        *,
+        sizes: Sizes | None = None,
+        in_model: bool = False,
+        **options: Any,
+    ) -> Choice:
+        """The row of the table for `problem`; `source` is who asks, for reasons and errors.
 
-    def advice(self, candidate: Candidate, problem: Any) -> str | None:
-        """Why `candidate`, which may well serve, had better not be taken by itself; or None."""
-        module = candidate.load()
-        advise = None if isinstance(module, str) else getattr(module, "advice", None)
-        return None if advise is None else advise(problem)
+        sizes: as they are, for a timing pass. in_model: "eager" is what a model does by itself,
+        rather than the op's reference. options: `autotune`, `deterministic` and `providers`, as
+        `use` has them.
+        """
+        named = () if requested == AUTO else ((self.name, requested),)
+        caller = Settings(source, mode, named, **options)
+        return decide(self, problem, wish(self.name, caller), sizes, in_model=in_model)
+
+    def select(self, problem: Any, backend: str) -> Chosen:
+        """The backend that serves `problem` now: a look-up, after the first time. Raises as
+        `choose` does."""
+        key = (problem, backend, in_force())
+        chosen = self._selected.get(key)
+        if chosen is None:
+            chosen = self._decided(problem, backend)
+            if not capturing(problem.device):
+                self._selected[key] = chosen
+        return chosen
+
+    def run(
+        self, phase: str, problem: Any, backend: str, call: Call, *, repeatable: bool = True
+    ) -> Any:
+        """`call(module)` on the backend that serves `problem`; `phase`: "forward" or "backward".
+
+        Where that fails the call is made on another one, unless it isn't `repeatable`, for it
+        writes over what it reads.
+        """
+        chosen = self.select(problem, backend)
+        if chosen.candidate.name == EAGER:
+            return call(chosen.module)
+        try:
+            result = chosen.call(phase, call)
+        except Exception as error:
+            return self._after(error, chosen, phase, backend, call if repeatable else None)
+        if repeatable and chosen.is_to_be_checked() and not is_finite(result):
+            return self._compared(result, chosen, phase, call)
+        return result
 
     def forget(self) -> None:
         """Drop remembered selections, after something that they rest on has changed."""
         self._selected.clear()
 
-    def _asked(self, caller: Settings) -> tuple[str, str, str]:
-        """The backend and mode in force, and who asked for the backend or, where that is "auto",
-        for the mode."""
-        backend = mode = None
-        backend_source = mode_source = AUTO
-        for level in (*_overrides, _environment(), caller):
-            if mode is None and level.mode is not None:
-                mode, mode_source = level.mode, f"{level.source} (mode={level.mode})"
-            if backend is None and level.backend(self.name) is not None:
-                backend, backend_source = level.backend(self.name), level.source
-            if backend is None and mode == EAGER:
-                backend, backend_source = EAGER, mode_source
-        if backend is None or backend == AUTO:
-            return AUTO, mode or AUTO, mode_source
-        return backend, mode or AUTO, backend_source
+    def quarantine(
+        self, backend: str, device: torch.device, reason: str, trace: str | None = None
+    ) -> None:
+        """Never take `backend` on such a device again."""
+        store_for(device.type, device.index).quarantine(self.name, backend, reason, trace)
+        self.forget()
 
-    def _named(self, problem: Any, backend: str, source: str) -> Choice:
-        reason = self.why_not(self.candidate(backend), problem)
-        if reason is None:
-            return Choice(self.name, backend, f"asked for by {source}")
-        able = [c.name for c in self.candidates if self.why_not(c, problem) is None]
-        raise UnsupportedKernel(
-            f"{self.name}: backend {backend!r}, asked for by {source}, can't serve this call: "
-            f"{reason}. These can: {', '.join(able)}"
-        )
+    def _decided(self, problem: Any, backend: str) -> Chosen:
+        asked = wish(self.name, Settings(CALLER, None, ((self.name, backend),)))
+        taken = decide(self, problem, asked).backend
+        return Chosen(self.name, self.candidate(taken), problem, asked.named)
 
-    def _automatic(self, problem: Any, mode: str, source: str) -> Choice:
-        device = problem[0].type
-        rejected: list[Rejection] = []
-        for candidate in self.candidates:
-            if not candidate.made_for(device):
-                reason = f"made for {', '.join(candidate.devices)}; the tensors are on {device}"
-            else:
-                refused = self.why_not(candidate, problem) or self.advice(candidate, problem)
-                if refused is None:
-                    break
-                reason = refused
-            rejected.append(Rejection(candidate.name, reason))
-        # Candidates that are left after this one are the survivors among which a parity
-        # self-test and a timing pass decide, once there is more than order to go by.
-        first = next(
-            c for c in self.candidates if c.made_for(device) and self.advice(c, problem) is None
-        )
-        if mode == "strict" and candidate is not first:
-            why = next(r.reason for r in rejected if r.backend == first.name)
-            raise UnsupportedKernel(
-                f"{self.name}: {source} allows no fallback, and {first.name!r}, the first choice "
-                f"on {device}, can't serve this call: {why}. {candidate.name!r} could"
-            )
-        why = f"first choice on {device}" if candidate is first else "first that can serve"
-        return Choice(self.name, candidate.name, why, tuple(rejected))
+    # --- a call that has failed ------------------------------------------------------------------
 
+    def _after(
+        self, error: Exception, chosen: Chosen, phase: str, backend: str, call: Call | None
+    ) -> Any:
+        """What the call that raised `error` gives elsewhere; raises where it can't be made."""
+        device, name = chosen.problem.device, chosen.candidate.name
+        if isinstance(error, torch.OutOfMemoryError):
+            raise error
+        trace = traceback.format_exc()
+        reason = f"its {phase} pass fails: {first_line(error)}"
+        if is_lost(error, device):
+            if not chosen.has_launched(phase):  # it was waited for, so that it is to blame
+                self.quarantine(name, device, reason, trace)
+            raise error
+        result = None if call is None else self._elsewhere(error, chosen, phase, backend, call)
+        self.quarantine(name, device, reason, trace)
+        if chosen.named or call is None:
+            raise KernelFailure(f"{self.name}: backend {name!r}: {reason}") from error
+        return result
 
-OPS: dict[str, Op] = {}
+    def _elsewhere(
+        self, error: Exception, chosen: Chosen, phase: str, backend: str, call: Call
+    ) -> Any:
+        """The call on another backend. What fails there too is the call's own fault."""
+        self.aside.add(chosen.candidate.name)
+        try:
+            other = EAGER if chosen.named else backend
+            return self._decided(chosen.problem, other).call(phase, call)
+        except torch.OutOfMemoryError:
+            raise
+        except Exception:
+            raise error from None
+        finally:
+            self.aside.discard(chosen.candidate.name)
 
-# The `use()` blocks in force, innermost first. Process-wide rather than per context: autograd runs
-# the backward pass of a GPU in a thread of its own, which a context variable would not reach.
-_overrides: tuple[Settings, ...] = ()
-
-
-def find(op_name: str) -> Op:
-    """The op called `op_name`. Raises ValueError listing the ops there are."""
-    if op_name not in OPS:
-        raise ValueError(f"there is no op {op_name!r}; the ops are {', '.join(sorted(OPS))}")
-    return OPS[op_name]
-
-
-@functools.lru_cache(maxsize=8)
-def _parse(text: str) -> Settings:
-    asked: dict[str, str] = {}
-    for item in filter(None, (part.strip() for part in text.split(","))):
-        name, equals, value = (part.strip() for part in item.partition("="))
-        if not equals:
-            raise ValueError(
-                f"{ENVIRONMENT}={text!r}: {item!r} is not of the form name=value; "
-                'write "mode=strict,rms_norm=triton"'
-            )
-        if name in asked:
-            raise ValueError(f"{ENVIRONMENT}={text!r}: {name} is given twice")
-        asked[name] = value
-    mode, checked = asked.pop("mode", None), asked.pop("checked", None)
-    if checked not in (None, "true", "false"):
-        raise ValueError(f"{ENVIRONMENT}={text!r}: checked={checked!r}; expected true or false")
-    wants_checks = None if checked is None else checked == "true"
-    return Settings(ENVIRONMENT, mode, tuple(asked.items()), wants_checks)
-
-
-def _environment() -> Settings:
-    return _parse(os.environ.get(ENVIRONMENT, ""))
-
-
-def checked() -> bool:
-    """Whether labels on a GPU are to be looked at, which waits for it. See `use`."""
-    found = (level.checked for level in (*_overrides, _environment()))
-    return next((wish for wish in found if wish is not None), False)
-
-
-@contextmanager
-def use(*, mode: str | None = None, checked: bool | None = None, **backends: str) -> Iterator[None]:
-    """Inside the block, ops named here run on the backend named: `with use(rms_norm="triton")`.
-
-    With `checked`, labels that are no class are errors on a GPU too, which then is waited for.
-
-    Process-wide, and above the environment and every `backend=`. A backward pass follows what is
-    in force when it runs, so keep it inside the block too. Blocks nest, the inner one first.
-
-    Raises ValueError for an op, backend or mode that doesn't exist, listing those that do. The
-    calls inside raise UnsupportedKernel where the backend can't serve.
-    """
-    global _overrides
-    settings = Settings("use()", mode, tuple(backends.items()), checked)
-    outside = _overrides
-    _overrides = (settings, *outside)
-    try:
-        yield
-    finally:
-        _overrides = outside
+    def _compared(self, result: Any, chosen: Chosen, phase: str, call: Call) -> Any:
+        """`result`, which is not finite, if the reference's isn't either; else the reference's."""
+        reference = self.candidate(EAGER).load()
+        assert isinstance(reference, ModuleType)
+        try:
+            expected = call(reference)
+        except torch.OutOfMemoryError:
+            return result
+        if not is_finite(expected):
+            return result
+        name = chosen.candidate.name
+        reason = f"its {phase} pass gives values that are not finite, where the reference's are"
+        self.quarantine(name, chosen.problem.device, reason)
+        if chosen.named:
+            raise KernelFailure(f"{self.name}: backend {name!r}: {reason}")
+        return expected
 
 
 def choose(
@@ -306,50 +191,22 @@ def choose(
     """The backend that calls of `op` with these facts would run on, and why, without running it.
 
     `facts` are what the op's problem is made of; for rms_norm: `device`, `dtype`, `width`, and
-    where they differ from the default `weight_dtype`, `residual_dtype`, `style`. No tensors are
-    needed. `requested` is what the caller would pass as `backend=`; `use()` and FASTTRAIN_KERNELS
-    go before it and before `mode`. `source` names the caller in reasons and errors.
+    where they differ from the default `weight_dtype`, `residual_dtype`, `style`; and `rows`, which
+    times are kept by. Beside them `autotune`, `deterministic` and `providers`, as `use` has them;
+    `lengths` of documents, for a timing pass; and `in_model`, for "eager" as a model's own code. No
+    tensors are needed.
+
+    `requested` is what the caller would pass as `backend=`; `use()` and FASTTRAIN_KERNELS go before
+    it and before `mode`. `source` names the caller in reasons and errors. What has no self-test on
+    record runs it.
 
     Raises UnsupportedKernel where the backend asked for can't serve (mode "strict": where the
     first choice can't), ValueError for unknown names.
     """
-    return find(op).choose(find(op).describe(**facts), requested, mode, source)
-
-
-@dataclass(frozen=True)
-class Checked:
-    """What a backend's self-test on a device found."""
-
-    op: str
-    backend: str
-    parity: float | None  # worst error in units of what is allowed; None: not run
-    reason: str | None  # why it was not run
-
-    @property
-    def passed(self) -> bool:
-        return self.parity is not None and self.parity <= 1.0
-
-
-def check(op: str | None = None, *, device: str | torch.device = "cpu") -> tuple[Checked, ...]:
-    """Runs the self-test of every backend that is made for `device`, of `op` or of every op.
-
-    Forward and backward on small fixed problems against exact values: under a second on a CPU,
-    longer where Triton has to compile first. A failed test is a row whose `passed` is False, not
-    an exception.
-    """
-    device = torch.device(device)
-    rows = []
-    for name in sorted(OPS) if op is None else [op]:
-        found = find(name)
-        parity = importlib.import_module(found.self_test).parity
-        for candidate in found.candidates:
-            if not candidate.made_for(device.type):
-                continue
-            problem = found.describe(device=device, dtype=torch.float32, **found.example)
-            reason = found.why_not(candidate, problem)
-            error = parity(candidate.load(), device) if reason is None else None
-            rows.append(Checked(name, candidate.name, error, reason))
-    return tuple(rows)
+    options = {name: facts.pop(name) for name in OPTIONS if name in facts}
+    sizes = Sizes(facts.get("rows", 0), facts.pop("lengths", ()))
+    problem = find(op).describe(**facts)
+    return find(op).choose(problem, requested, mode, source, sizes=sizes, **options)
 
 
 def explain(op: str | None = None, **facts: Any) -> tuple[Choice, ...]:
@@ -361,3 +218,21 @@ def explain(op: str | None = None, **facts: Any) -> tuple[Choice, ...]:
     if op is not None:
         return (choose(op, **facts),)
     return tuple(choose(name, **OPS[name].example, **facts) for name in sorted(OPS))
+
+
+def quarantine(op: str, backend: str, reason: str, *, device: torch.device | str = "cpu") -> None:
+    """Never take a backend of an op on such a device again, until it is reset.
+
+    For those who see a fault that no self-test has. ValueError for unknown names.
+    """
+    names = [candidate.name for candidate in find(op).candidates if candidate.name != EAGER]
+    if backend not in names:
+        raise ValueError(f"{op} has no backend {backend!r}; it has {', '.join(names)}")
+    find(op).quarantine(backend, torch.device(device), reason)
+
+
+def reset(op: str | None = None, backend: str | None = None) -> None:
+    """Forget proofs, times and quarantines: all of them, an op's, or those of a backend of it."""
+    store.reset(op, backend)
+    for known in OPS.values():
+        known.forget()

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from fasttrain_kernels import checks, dispatch
+from fasttrain_kernels import checks, settings
 from fasttrain_kernels.ops.cross_entropy.reference import IGNORED, INVALID, Terms
 
 REDUCTIONS = ("none", "mean", "sum")
@@ -73,7 +73,7 @@ def can_look_at(indices: Tensor) -> bool:
     """Whether values that come with a call are checked: on a CPU, and on a GPU, which has to be
     waited for, if `use(checked=True)` says so; never in a graph that is traced."""
     on_the_cpu = indices.device.type == "cpu"
-    return not torch.compiler.is_compiling() and (on_the_cpu or dispatch.checked())
+    return not torch.compiler.is_compiling() and (on_the_cpu or settings.checked())
 
 
 def check_labels(

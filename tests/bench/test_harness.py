@@ -6,8 +6,9 @@ import time
 
 import pytest
 import torch
+from fasttrain_kernels import memory
 
-from bench import harness, memory, report
+from bench import harness, report
 from bench.harness import Absent, Case, Ceilings, Provider
 
 MIB = 2**20

@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 import pytest
 import torch
-from fasttrain_kernels.dispatch import OPS
+from fasttrain_kernels.registry import OPS
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 DEVICES = ("cpu", "cuda") if torch.cuda.is_available() else ("cpu",)

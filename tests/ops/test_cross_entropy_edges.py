@@ -5,7 +5,7 @@ import math
 
 import pytest
 import torch
-from fasttrain_kernels import cross_entropy, dispatch, losses, testing, use
+from fasttrain_kernels import cross_entropy, dispatch, losses, settings, testing, use
 from fasttrain_kernels.ops.cross_entropy import reference
 from fasttrain_kernels.ops.cross_entropy.reference import (
     FIELDS,
@@ -83,20 +83,20 @@ def test_a_compiled_graph_makes_nan_of_a_label_that_is_no_class(place, reduction
 
 
 def test_labels_on_a_gpu_are_looked_at_where_it_is_asked_for(monkeypatch):
-    monkeypatch.delenv(dispatch.ENVIRONMENT, raising=False)
+    monkeypatch.delenv(settings.ENVIRONMENT, raising=False)
     here, there = torch.zeros(1), torch.zeros(1, device="meta")  # stands for a GPU's
     assert losses.can_look_at(here) and not losses.can_look_at(there)
     with use(checked=True):
         assert losses.can_look_at(there)
         with use(checked=False):
             assert losses.can_look_at(here) and not losses.can_look_at(there)
-    monkeypatch.setenv(dispatch.ENVIRONMENT, "checked=true,mode=auto")
+    monkeypatch.setenv(settings.ENVIRONMENT, "checked=true,mode=auto")
     assert losses.can_look_at(there) and dispatch.choose("rms_norm", device="cpu", **RMS_NORM)
     with use(mode="eager"):
         assert losses.can_look_at(there)
-    monkeypatch.setenv(dispatch.ENVIRONMENT, "checked=yes")
+    monkeypatch.setenv(settings.ENVIRONMENT, "checked=yes")
     with pytest.raises(ValueError, match="checked='yes'; expected true or false"):
-        dispatch.checked()
+        settings.checked()
 
 
 RMS_NORM = {"dtype": F32, "width": 8}

@@ -61,7 +61,7 @@ def test_transformers_still_loads_from_the_checkouts_root():
 
 
 # What an op is made of, and what a backend of several files, or of several ops, adds.
-EVERY_OP = {"__init__.py", "reference.py", "op.py", "self_test.py"}
+EVERY_OP = {"__init__.py", "reference.py", "op.py", "self_test.py", "workload.py"}
 BACKENDS = {"cpu_kernel.py", "triton_kernel.py", "cuda_kernel.py"}
 PARTS = {
     "cross_entropy": {"native_rows.py", "triton_rows.py"},

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from fasttrain_kernels import checks, losses
-from fasttrain_kernels.dispatch import AUTO, Candidate, Op
+from fasttrain_kernels.dispatch import Op
 from fasttrain_kernels.losses import LossOutput
 from fasttrain_kernels.ops.cross_entropy.reference import (
     FIELDS,
@@ -21,25 +21,29 @@ from fasttrain_kernels.ops.cross_entropy.reference import (
     outcome,
     targets_of,
 )
+from fasttrain_kernels.problem import rounded
+from fasttrain_kernels.registry import Candidate
+from fasttrain_kernels.settings import AUTO
 
 FOLDER = "fasttrain_kernels.ops.cross_entropy"
 NAME = "cross_entropy"
 
 
-def describe(*, device: torch.device | str, dtype: torch.dtype, classes: int) -> Problem:
-    """The problem of logits of `classes` classes."""
-    return Problem(torch.device(device), dtype, classes)
+def describe(
+    *, device: torch.device | str, dtype: torch.dtype, classes: int, rows: int = 0
+) -> Problem:
+    """The problem of `rows` rows of logits of `classes` classes."""
+    return Problem(torch.device(device), dtype, classes, rows=rounded(rows))
 
 
 CROSS_ENTROPY = Op(
     NAME,
     candidates=(
         Candidate("triton", f"{FOLDER}.triton_kernel", devices=("cuda",)),
-        Candidate("cuda", f"{FOLDER}.cuda_kernel", devices=("cuda",)),
+        Candidate("cuda", f"{FOLDER}.cuda_kernel", devices=("cuda",), isolated=True),
         Candidate("cpu", f"{FOLDER}.cpu_kernel", devices=("cpu",)),
     ),
-    reference=f"{FOLDER}.reference",
-    self_test=f"{FOLDER}.self_test",
+    folder=FOLDER,
     describe=describe,
     example={"classes": 32000},
 )
@@ -60,17 +64,22 @@ library.define(
 )
 
 
-def _kernel(logits: Tensor, backend: str) -> Any:
-    return CROSS_ENTROPY.select(Problem(logits.device, logits.dtype, logits.shape[1]), backend)
+def _problem(logits: Tensor) -> Problem:
+    count, classes = logits.shape
+    return Problem(logits.device, logits.dtype, classes, rows=rounded(count))
 
 
 def _forward(
     logits: Tensor, targets: Tensor, terms: Sequence[float], wants_entropy: bool, backend: str
 ) -> Tensor:
-    statistics = _forward_fake(logits, targets, terms, wants_entropy, backend)
-    _kernel(logits, backend).forward(
-        checks.rows(logits), targets, losses.unpacked(terms), statistics, wants_entropy
-    )
+    def call(kernel: Any) -> Tensor:
+        statistics = _forward_fake(logits, targets, terms, wants_entropy, backend)
+        kernel.forward(
+            checks.rows(logits), targets, losses.unpacked(terms), statistics, wants_entropy
+        )
+        return statistics
+
+    statistics: Tensor = CROSS_ENTROPY.run("forward", _problem(logits), backend, call)
     return statistics
 
 
@@ -82,18 +91,16 @@ def _backward(
     terms: Sequence[float],
     backend: str,
 ) -> Tensor:
-    out = torch.empty(logits.shape, dtype=logits.dtype, device=logits.device)
-    _kernel(logits, backend).backward(
-        checks.rows(logits),
-        targets,
-        losses.unpacked(terms),
-        statistics,
-        coefficients,
-        out,
-        0,
-        logits.shape[1],
-    )
-    return out
+    rows, classes = checks.rows(logits), logits.shape[1]
+    arguments = (targets, losses.unpacked(terms), statistics, coefficients)
+
+    def call(kernel: Any) -> Tensor:
+        out = torch.empty(logits.shape, dtype=logits.dtype, device=logits.device)
+        kernel.backward(rows, *arguments, out, 0, classes)
+        return out
+
+    gradient: Tensor = CROSS_ENTROPY.run("backward", _problem(logits), backend, call)
+    return gradient
 
 
 def _backward_in_place(
@@ -104,15 +111,13 @@ def _backward_in_place(
     terms: Sequence[float],
     backend: str,
 ) -> None:
-    _kernel(logits, backend).backward(
-        logits,
-        targets,
-        losses.unpacked(terms),
-        statistics,
-        coefficients,
-        logits,
-        0,
-        logits.shape[1],
+    arguments = (targets, losses.unpacked(terms), statistics, coefficients, logits)
+    CROSS_ENTROPY.run(
+        "backward",
+        _problem(logits),
+        backend,
+        lambda kernel: kernel.backward(logits, *arguments, 0, logits.shape[1]),
+        repeatable=False,
     )
 
 

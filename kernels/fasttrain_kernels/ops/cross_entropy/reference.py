@@ -49,6 +49,8 @@ class Problem(NamedTuple):
     device: torch.device
     dtype: torch.dtype
     classes: int
+    width: int = 0  # of the hidden states, in a fused head
+    rows: int = 0  # a power of two
 
 
 def unsupported(problem: Problem) -> str | None:

@@ -8,17 +8,27 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fasttrain_kernels import checks, dispatch
-from fasttrain_kernels.dispatch import AUTO, Candidate, Op
+from fasttrain_kernels import checks, settings
+from fasttrain_kernels.dispatch import Op
 from fasttrain_kernels.ops.embedding.reference import NO_PADDING, Problem
+from fasttrain_kernels.problem import rounded
+from fasttrain_kernels.registry import Candidate
+from fasttrain_kernels.settings import AUTO
 
 FOLDER = "fasttrain_kernels.ops.embedding"
 NAME = "embedding"
 
 
-def describe(*, device: torch.device | str, dtype: torch.dtype, width: int) -> Problem:
-    """The problem of a table whose rows have `width` elements."""
-    return Problem(torch.device(device), dtype, width)
+def describe(
+    *,
+    device: torch.device | str,
+    dtype: torch.dtype,
+    width: int,
+    vocabulary: int = 0,
+    rows: int = 0,
+) -> Problem:
+    """The problem of `rows` ids and a table of `vocabulary` rows of `width` elements."""
+    return Problem(torch.device(device), dtype, width, vocabulary, rounded(rows))
 
 
 EMBEDDING = Op(
@@ -27,10 +37,9 @@ EMBEDDING = Op(
         Candidate("triton", f"{FOLDER}.triton_kernel", devices=("cuda",)),
         Candidate("cpu", f"{FOLDER}.cpu_kernel", devices=("cpu",)),
     ),
-    reference=f"{FOLDER}.reference",
-    self_test=f"{FOLDER}.self_test",
+    folder=FOLDER,
     describe=describe,
-    example={"width": 4096},
+    example={"width": 4096, "vocabulary": 32000},
 )
 
 library = torch.library.Library("fasttrain", "FRAGMENT")
@@ -44,16 +53,31 @@ library.define(
 
 def _forward(ids: Tensor, weight: Tensor, backend: str) -> Tensor:
     _check_ids(ids, weight.shape[0])
-    kernel = EMBEDDING.select(Problem(weight.device, weight.dtype, weight.shape[1]), backend)
-    y: Tensor = kernel.forward(ids.reshape(-1), weight)
+    flat = ids.reshape(-1)
+    y: Tensor = EMBEDDING.run(
+        "forward",
+        _problem(weight, weight.shape[0], flat),
+        backend,
+        lambda kernel: kernel.forward(flat, weight),
+    )
     # No view for autograd, which forbids `y *= 2` on a view that a custom function returns.
     return torch.ops.aten._unsafe_view(y, (*ids.shape, weight.shape[1]))
 
 
 def _backward(dy: Tensor, ids: Tensor, rows: int, padding_idx: int, backend: str) -> Tensor:
-    kernel = EMBEDDING.select(Problem(dy.device, dy.dtype, dy.shape[-1]), backend)
-    dweight: Tensor = kernel.backward(checks.rows(dy), ids.reshape(-1), rows, padding_idx)
+    flat, dy_rows = ids.reshape(-1), checks.rows(dy)
+    dweight: Tensor = EMBEDDING.run(
+        "backward",
+        _problem(dy, rows, flat),
+        backend,
+        lambda kernel: kernel.backward(dy_rows, flat, rows, padding_idx),
+    )
     return dweight
+
+
+def _problem(rows: Tensor, vocabulary: int, ids: Tensor) -> Problem:
+    width = rows.shape[-1]
+    return Problem(rows.device, rows.dtype, width, vocabulary, rounded(ids.shape[0]))
 
 
 def _forward_fake(ids: Tensor, weight: Tensor, backend: str) -> Tensor:
@@ -91,7 +115,7 @@ class _Embedding(torch.autograd.Function):
 
 def _check_ids(ids: Tensor, rows: int) -> None:
     """IndexError that names the first id which is no row, where ids can be looked at."""
-    if ids.numel() == 0 or not (ids.device.type == "cpu" or dispatch.checked()):
+    if ids.numel() == 0 or not (ids.device.type == "cpu" or settings.checked()):
         return
     least, most = (int(bound) for bound in ids.aminmax())
     if least < 0 or most >= rows:

@@ -21,6 +21,8 @@ class Problem(NamedTuple):
     device: torch.device
     dtype: torch.dtype
     width: int
+    vocabulary: int = 0  # rows of the table
+    rows: int = 0  # ids; a power of two
 
 
 def unsupported(problem: Problem) -> str | None:

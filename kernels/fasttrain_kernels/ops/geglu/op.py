@@ -3,8 +3,9 @@
 from torch import Tensor
 
 from fasttrain_kernels import checks
-from fasttrain_kernels.dispatch import AUTO, Op
+from fasttrain_kernels.dispatch import Op
 from fasttrain_kernels.ops.swiglu.glu import CANDIDATES, describe, glu
+from fasttrain_kernels.settings import AUTO
 
 FOLDER = "fasttrain_kernels.ops.geglu"
 ACTIVATION = {"tanh": "gelu_tanh", "none": "gelu"}
@@ -12,10 +13,9 @@ ACTIVATION = {"tanh": "gelu_tanh", "none": "gelu"}
 GEGLU = Op(
     "geglu",
     candidates=CANDIDATES,
-    reference=f"{FOLDER}.reference",
-    self_test=f"{FOLDER}.self_test",
+    folder=FOLDER,
     describe=describe,
-    example={},
+    example={"width": 14336},
 )
 
 

@@ -12,8 +12,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from fasttrain_kernels import dispatch, losses
-from fasttrain_kernels.dispatch import AUTO, Candidate, Op
+from fasttrain_kernels import losses
+from fasttrain_kernels.dispatch import Op
 from fasttrain_kernels.losses import LossOutput
 from fasttrain_kernels.ops.cross_entropy.reference import (
     FIELDS,
@@ -24,29 +24,39 @@ from fasttrain_kernels.ops.cross_entropy.reference import (
 )
 from fasttrain_kernels.ops.linear_cross_entropy.arguments import check_shapes, product_dtype
 from fasttrain_kernels.ops.linear_cross_entropy.reference import Head, Pair, Problem
+from fasttrain_kernels.problem import rounded
+from fasttrain_kernels.registry import Candidate, find
+from fasttrain_kernels.settings import AUTO
 
 FOLDER = "fasttrain_kernels.ops.linear_cross_entropy"
 NAME = "linear_cross_entropy"
 
 CANDIDATES = (
     Candidate("triton", f"{FOLDER}.triton_kernel", devices=("cuda",)),
-    Candidate("cuda", f"{FOLDER}.cuda_kernel", devices=("cuda",)),
+    Candidate("cuda", f"{FOLDER}.cuda_kernel", devices=("cuda",), isolated=True),
     Candidate("cpu", f"{FOLDER}.cpu_kernel", devices=("cpu",)),
 )
 
 
-def describe(*, device: torch.device | str, dtype: torch.dtype, classes: int) -> Problem:
-    """The problem of a head of `classes` classes whose products have operands of `dtype`."""
-    return Problem(torch.device(device), dtype, classes)
+def describe(
+    *,
+    device: torch.device | str,
+    dtype: torch.dtype,
+    classes: int,
+    width: int = 0,
+    rows: int = 0,
+) -> Problem:
+    """The problem of a head from `width` to `classes`, whose products have operands of `dtype`, and
+    of `rows` positions that count."""
+    return Problem(torch.device(device), dtype, classes, width, rounded(rows))
 
 
 LINEAR_CROSS_ENTROPY = Op(
     NAME,
     candidates=CANDIDATES,
-    reference=f"{FOLDER}.reference",
-    self_test=f"{FOLDER}.self_test",
+    folder=FOLDER,
     describe=describe,
-    example={"classes": 32000},
+    example={"classes": 32000, "width": 4096},
 )
 
 
@@ -69,10 +79,9 @@ def _head(factors: Sequence[Tensor], bias: Tensor | None) -> Head:
     return Head(tuple(map(Pair, factors[0::2], factors[1::2])), bias)
 
 
-def _kernel(head: Head, dtype: torch.dtype, op: str, backend: str) -> Any:
-    weight = head.pairs[0].right
-    problem = Problem(weight.device, dtype, head.classes)
-    return dispatch.find(op).select(problem, backend)
+def _problem(head: Head, targets: Tensor, dtype: torch.dtype) -> Problem:
+    classes, width = head.pairs[0].right.shape
+    return Problem(targets.device, dtype, classes, width, rounded(targets.shape[0]))
 
 
 def _own_dtypes(head: Head) -> AbstractContextManager[Any]:
@@ -102,10 +111,14 @@ def _forward(
     backend: str,
 ) -> tuple[Tensor, list[Tensor]]:
     head = _head(factors, bias)
-    kernel = _kernel(head, dtype, op, backend)
     arguments = (head, rows, targets, coefficients, losses.unpacked(terms), wants_entropy)
     with _own_dtypes(head):
-        statistics, gradients = kernel.forward(*arguments, tuple(wanted), dtype)
+        statistics, gradients = find(op).run(
+            "forward",
+            _problem(head, targets, dtype),
+            backend,
+            lambda kernel: kernel.forward(*arguments, tuple(wanted), dtype),
+        )
     return statistics, _filled(gradients, coefficients)
 
 
@@ -123,10 +136,14 @@ def _backward(
     backend: str,
 ) -> list[Tensor]:
     head = _head(factors, bias)
-    kernel = _kernel(head, dtype, op, backend)
     arguments = (head, rows, targets, coefficients, statistics, losses.unpacked(terms))
     with _own_dtypes(head):
-        gradients = kernel.backward(*arguments, tuple(wanted), dtype)
+        gradients = find(op).run(
+            "backward",
+            _problem(head, targets, dtype),
+            backend,
+            lambda kernel: kernel.backward(*arguments, tuple(wanted), dtype),
+        )
     return _filled(gradients, coefficients)
 
 

@@ -5,10 +5,11 @@ from itertools import pairwise
 from torch import Tensor
 
 from fasttrain_kernels import checks, losses
-from fasttrain_kernels.dispatch import AUTO, Op
+from fasttrain_kernels.dispatch import Op
 from fasttrain_kernels.ops.cross_entropy.reference import Terms
 from fasttrain_kernels.ops.linear_cross_entropy.op import CANDIDATES, describe, fused
 from fasttrain_kernels.ops.linear_log_probs.reference import document_sums
+from fasttrain_kernels.settings import AUTO
 
 FOLDER = "fasttrain_kernels.ops.linear_log_probs"
 NAME = "linear_log_probs"
@@ -16,10 +17,9 @@ NAME = "linear_log_probs"
 LINEAR_LOG_PROBS = Op(
     NAME,
     candidates=CANDIDATES,
-    reference=f"{FOLDER}.reference",
-    self_test=f"{FOLDER}.self_test",
+    folder=FOLDER,
     describe=describe,
-    example={"classes": 32000},
+    example={"classes": 32000, "width": 4096},
 )
 
 

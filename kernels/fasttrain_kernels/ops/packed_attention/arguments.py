@@ -9,6 +9,7 @@ from fasttrain_kernels import checks
 from fasttrain_kernels.layout import DocumentLayout
 from fasttrain_kernels.losses import can_look_at
 from fasttrain_kernels.ops.packed_attention.reference import Documents, Mask, Problem
+from fasttrain_kernels.problem import rounded
 
 NAME = "packed_attention"
 
@@ -26,10 +27,11 @@ def describe(
     softcap: bool = False,
     sinks: bool = False,
     document_length: int = 1024,
+    rows: int = 0,
 ) -> Problem:
     """The problem of such heads; `document_length`: of the document that a token lies in, on
     average."""
-    rounded = 1 << max(0, round(math.log2(max(1, document_length))))
+    nearest = 1 << max(0, round(math.log2(max(1, document_length))))
     return Problem(
         torch.device(device),
         dtype,
@@ -41,7 +43,8 @@ def describe(
         window,
         softcap,
         sinks,
-        rounded,
+        nearest,
+        rounded(rows),
     )
 
 
@@ -83,6 +86,7 @@ def problem_of(
         softcap=mask.softcap is not None,
         sinks=sinks is not None,
         document_length=round(float(lengths.square().sum()) / q.shape[0]),
+        rows=q.shape[0],
     )
 
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from fasttrain_kernels.checks import without_gaps
-from fasttrain_kernels.dispatch import AUTO, Candidate, Op
+from fasttrain_kernels.dispatch import Op
 from fasttrain_kernels.layout import DocumentLayout
 from fasttrain_kernels.ops.packed_attention.arguments import (
     check,
@@ -22,6 +22,8 @@ from fasttrain_kernels.ops.packed_attention.arguments import (
     under_autocast,
 )
 from fasttrain_kernels.ops.packed_attention.reference import Mask, compute_dtype
+from fasttrain_kernels.registry import Candidate
+from fasttrain_kernels.settings import AUTO
 
 FOLDER = "fasttrain_kernels.ops.packed_attention"
 NAME = "packed_attention"
@@ -32,13 +34,12 @@ PACKED_ATTENTION = Op(
     candidates=(
         Candidate("triton", f"{FOLDER}.triton_kernel", devices=("cuda",)),
         Candidate("cpu", f"{FOLDER}.cpu_kernel", devices=("cpu",)),
-        Candidate("flash-attn", f"{FOLDER}.flash_attn_provider", devices=("cuda",)),
-        Candidate("varlen", f"{FOLDER}.varlen_provider", devices=("cuda",)),
-        Candidate("flex", f"{FOLDER}.flex_provider", devices=("cuda",)),
-        Candidate("sdpa", f"{FOLDER}.sdpa_provider", devices=("cpu", "cuda")),
+        Candidate("flash-attn", f"{FOLDER}.flash_attn_provider", devices=("cuda",), provider=True),
+        Candidate("varlen", f"{FOLDER}.varlen_provider", devices=("cuda",), provider=True),
+        Candidate("flex", f"{FOLDER}.flex_provider", devices=("cuda",), provider=True),
+        Candidate("sdpa", f"{FOLDER}.sdpa_provider", devices=("cpu", "cuda"), provider=True),
     ),
-    reference=f"{FOLDER}.reference",
-    self_test=f"{FOLDER}.self_test",
+    folder=FOLDER,
     describe=describe,
     example={"head_dim": 128, "query_heads": 32, "key_heads": 8},
 )
@@ -79,9 +80,12 @@ def _forward(
         return _forward_fake(
             q, k, v, cu_seqlens, offsets, tiles, causal, window, softcap, sinks, scale, backend
         )
-    kernel = PACKED_ATTENTION.select(problem_of(q, k, v, documents, mask, sinks), backend)
-    o, lse = kernel.forward(
-        without_gaps(q), without_gaps(k), without_gaps(v), documents, mask, sinks
+    arguments = (without_gaps(q), without_gaps(k), without_gaps(v), documents, mask, sinks)
+    o, lse = PACKED_ATTENTION.run(
+        "forward",
+        problem_of(q, k, v, documents, mask, sinks),
+        backend,
+        lambda kernel: kernel.forward(*arguments),
     )
     return o, lse
 
@@ -108,17 +112,12 @@ def _backward(
     if q.shape[0] == 0:
         dsinks = q.new_empty(0) if sinks is None else torch.zeros_like(sinks)
         return _like(q), _like(k), _like(v), dsinks
-    kernel = PACKED_ATTENTION.select(problem_of(q, k, v, documents, mask, sinks), backend)
-    dq, dk, dv, dsinks = kernel.backward(
-        without_gaps(do),
-        without_gaps(q),
-        without_gaps(k),
-        without_gaps(v),
-        o,
-        lse,
-        documents,
-        mask,
-        sinks,
+    heads = (without_gaps(do), without_gaps(q), without_gaps(k), without_gaps(v))
+    dq, dk, dv, dsinks = PACKED_ATTENTION.run(
+        "backward",
+        problem_of(q, k, v, documents, mask, sinks),
+        backend,
+        lambda kernel: kernel.backward(*heads, o, lse, documents, mask, sinks),
     )
     return dq, dk, dv, dsinks
 

@@ -37,6 +37,7 @@ class Problem(NamedTuple):
     softcap: bool
     sinks: bool
     document_length: int  # of the document that a token lies in, on average; a power of two
+    rows: int = 0  # tokens; a power of two
 
 
 class Documents(NamedTuple):

@@ -11,9 +11,12 @@ import torch
 from torch import Tensor
 
 from fasttrain_kernels import checks
-from fasttrain_kernels.dispatch import AUTO, Candidate, Op
+from fasttrain_kernels.dispatch import Op
 from fasttrain_kernels.ops.rms_norm import reference
 from fasttrain_kernels.ops.rms_norm.reference import Problem
+from fasttrain_kernels.problem import rounded
+from fasttrain_kernels.registry import Candidate
+from fasttrain_kernels.settings import AUTO
 
 FOLDER = "fasttrain_kernels.ops.rms_norm"
 
@@ -26,10 +29,12 @@ def describe(
     weight_dtype: torch.dtype | None = None,
     residual_dtype: torch.dtype | None = None,
     style: str = "llama",
+    rows: int = 0,
 ) -> Problem:
     """The problem of normalising rows of `width` elements; weights are of `dtype` unless said."""
     checks.one_of("rms_norm", "style", style, reference.STYLES)
-    return Problem(torch.device(device), dtype, width, weight_dtype or dtype, residual_dtype, style)
+    dtypes = (weight_dtype or dtype, residual_dtype)
+    return Problem(torch.device(device), dtype, width, *dtypes, style, rounded(rows))
 
 
 RMS_NORM = Op(
@@ -38,8 +43,7 @@ RMS_NORM = Op(
         Candidate("triton", f"{FOLDER}.triton_kernel", devices=("cuda",)),
         Candidate("cpu", f"{FOLDER}.cpu_kernel", devices=("cpu",)),
     ),
-    reference=f"{FOLDER}.reference",
-    self_test=f"{FOLDER}.self_test",
+    folder=FOLDER,
     describe=describe,
     example={"width": 4096},
 )
@@ -59,10 +63,13 @@ def _forward(
     x: Tensor, weight: Tensor, eps: float, residual: Tensor | None, style: str, backend: str
 ) -> tuple[Tensor, Tensor, Tensor]:
     residual_dtype = None if residual is None else residual.dtype
-    problem = Problem(x.device, x.dtype, x.shape[-1], weight.dtype, residual_dtype, style)
-    kernel = RMS_NORM.select(problem, backend)
-    residual_rows = None if residual is None else checks.rows(residual)
-    y, total, rstd = kernel.forward(checks.rows(x), weight, eps, residual_rows, style)
+    rows, residual_rows = checks.rows(x), None if residual is None else checks.rows(residual)
+    y, total, rstd = RMS_NORM.run(
+        "forward",
+        _problem(rows, weight, residual_dtype, style),
+        backend,
+        lambda kernel: kernel.forward(rows, weight, eps, residual_rows, style),
+    )
     return _shaped(y, x), total if residual is None else _shaped(total, x), rstd
 
 
@@ -77,13 +84,25 @@ def _backward(
     needs_dweight: bool,
     backend: str,
 ) -> tuple[Tensor, Tensor]:
-    problem = Problem(x.device, x.dtype, x.shape[-1], weight.dtype, None, style)
-    kernel = RMS_NORM.select(problem, backend)
+    rows, dy_rows = checks.rows(x), checks.rows(dy)
     dsum_rows = None if dsum is None else checks.rows(dsum)
-    dx, dweight = kernel.backward(
-        checks.rows(dy), dsum_rows, checks.rows(x), weight, rstd, style, needs_dx, needs_dweight
+    dx, dweight = RMS_NORM.run(
+        "backward",
+        _problem(rows, weight, None, style),
+        backend,
+        lambda kernel: kernel.backward(
+            dy_rows, dsum_rows, rows, weight, rstd, style, needs_dx, needs_dweight
+        ),
     )
     return _shaped(dx, x) if needs_dx else dx, dweight
+
+
+def _problem(
+    rows: Tensor, weight: Tensor, residual_dtype: torch.dtype | None, style: str
+) -> Problem:
+    count, width = rows.shape
+    dtypes = (weight.dtype, residual_dtype)
+    return Problem(rows.device, rows.dtype, width, *dtypes, style, rounded(count))
 
 
 def _shaped(rows: Tensor, like: Tensor) -> Tensor:

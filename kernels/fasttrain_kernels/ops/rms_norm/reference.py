@@ -33,6 +33,7 @@ class Problem(NamedTuple):
     weight_dtype: torch.dtype
     residual_dtype: torch.dtype | None
     style: str
+    rows: int = 0  # a power of two
 
 
 def unsupported(problem: Problem) -> str | None:

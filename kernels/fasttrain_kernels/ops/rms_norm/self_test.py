@@ -36,7 +36,7 @@ def parity(kernel: ModuleType, device: torch.device, truncating: bool = False) -
 
 
 def _one(kernel: ModuleType, problem: Problem, rows: int, truncating: bool) -> float:
-    device, dtype, width, weight_dtype, residual_dtype, style = problem
+    device, dtype, width, weight_dtype, residual_dtype, style, _ = problem
     generator = torch.Generator().manual_seed(rows * 7919 + width)
 
     def normal(*shape: int, dtype: torch.dtype) -> torch.Tensor:

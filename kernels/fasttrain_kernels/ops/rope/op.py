@@ -11,18 +11,30 @@ import torch
 from torch import Tensor
 
 from fasttrain_kernels import checks
-from fasttrain_kernels.dispatch import AUTO, Candidate, Op
+from fasttrain_kernels.dispatch import Op
 from fasttrain_kernels.ops.rms_norm.reference import STYLES as NORM_STYLES
 from fasttrain_kernels.ops.rope import reference
 from fasttrain_kernels.ops.rope.reference import Problem
 from fasttrain_kernels.ops.rope.table import frequencies, positions_of, rope_table
+from fasttrain_kernels.problem import rounded
+from fasttrain_kernels.registry import Candidate
+from fasttrain_kernels.settings import AUTO
 
 FOLDER = "fasttrain_kernels.ops.rope"
 
 
-def describe(*, device: torch.device | str, dtype: torch.dtype, head_dim: int) -> Problem:
-    """The problem of rotating heads of `head_dim` elements."""
-    return Problem(torch.device(device), dtype, head_dim)
+def describe(
+    *,
+    device: torch.device | str,
+    dtype: torch.dtype,
+    head_dim: int,
+    query_heads: int = 0,
+    key_heads: int = 0,
+    rows: int = 0,
+) -> Problem:
+    """The problem of rotating the heads, of `head_dim` elements, of `rows` tokens."""
+    heads = (query_heads, key_heads)
+    return Problem(torch.device(device), dtype, head_dim, *heads, rounded(rows))
 
 
 ROPE = Op(
@@ -31,10 +43,9 @@ ROPE = Op(
         Candidate("triton", f"{FOLDER}.triton_kernel", devices=("cuda",)),
         Candidate("cpu", f"{FOLDER}.cpu_kernel", devices=("cpu",)),
     ),
-    reference=f"{FOLDER}.reference",
-    self_test=f"{FOLDER}.self_test",
+    folder=FOLDER,
     describe=describe,
-    example={"head_dim": 128},
+    example={"head_dim": 128, "query_heads": 32, "key_heads": 8},
 )
 
 library = torch.library.Library("fasttrain", "FRAGMENT")
@@ -61,10 +72,12 @@ def _forward(
     style: str,
     backend: str,
 ) -> tuple[Tensor, Tensor]:
-    kernel = ROPE.select(Problem(q.device, q.dtype, q.shape[2]), backend)
     q, k, cos, sin = map(checks.without_gaps, (q, k, cos, sin))
-    result: tuple[Tensor, Tensor] = kernel.forward(
-        q, k, cos, sin, q_norm, k_norm, eps, norm_style, style
+    result: tuple[Tensor, Tensor] = ROPE.run(
+        "forward",
+        _problem(q, k),
+        backend,
+        lambda kernel: kernel.forward(q, k, cos, sin, q_norm, k_norm, eps, norm_style, style),
     )
     return result
 
@@ -84,15 +97,27 @@ def _backward(
     needs: list[bool],
     backend: str,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    some = dk if dq is None else dq
-    assert some is not None
-    kernel = ROPE.select(Problem(some.device, some.dtype, some.shape[2]), backend)
     heads = [None if t is None else checks.without_gaps(t) for t in (dq, dk, q, k)]
     cos, sin = checks.without_gaps(cos), checks.without_gaps(sin)
-    result: tuple[Tensor, Tensor, Tensor, Tensor] = kernel.backward(
-        *heads, cos, sin, q_norm, k_norm, eps, norm_style, style, needs
+    result: tuple[Tensor, Tensor, Tensor, Tensor] = ROPE.run(
+        "backward",
+        _problem(dq, dk),
+        backend,
+        lambda kernel: kernel.backward(
+            *heads, cos, sin, q_norm, k_norm, eps, norm_style, style, needs
+        ),
     )
     return result
+
+
+def _problem(q: Tensor | None, k: Tensor | None) -> Problem:
+    """Of queries and keys, or of their gradients, of which one may be missing."""
+    some = k if q is None else q
+    assert some is not None
+    query_heads, key_heads = (0 if tensor is None else tensor.shape[1] for tensor in (q, k))
+    return Problem(
+        some.device, some.dtype, some.shape[2], query_heads, key_heads, rounded(some.shape[0])
+    )
 
 
 def _forward_fake(

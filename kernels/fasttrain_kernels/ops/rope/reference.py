@@ -36,6 +36,9 @@ class Problem(NamedTuple):
     device: torch.device
     dtype: torch.dtype
     head_dim: int
+    query_heads: int = 0
+    key_heads: int = 0
+    rows: int = 0  # tokens; a power of two
 
 
 def unsupported(problem: Problem) -> str | None:

@@ -11,8 +11,9 @@ import torch
 from torch import Tensor
 
 from fasttrain_kernels import checks
-from fasttrain_kernels.dispatch import Candidate, find
 from fasttrain_kernels.ops.swiglu.reference import Problem
+from fasttrain_kernels.problem import rounded
+from fasttrain_kernels.registry import Candidate, find
 
 FOLDER = "fasttrain_kernels.ops.swiglu"
 CANDIDATES = (
@@ -30,15 +31,22 @@ library.define(
 )
 
 
-def describe(*, device: torch.device | str, dtype: torch.dtype) -> Problem:
-    """The problem of gating tensors of this dtype."""
-    return Problem(torch.device(device), dtype)
+def describe(
+    *, device: torch.device | str, dtype: torch.dtype, width: int = 0, rows: int = 0
+) -> Problem:
+    """The problem of gating `rows` rows of `width` elements each."""
+    return Problem(torch.device(device), dtype, width, rounded(rows))
 
 
 def _forward(gate: Tensor, up: Tensor | None, op: str, activation: str, backend: str) -> Tensor:
-    kernel = find(op).select(Problem(gate.device, gate.dtype), backend)
-    y = _empty_y(gate, up)
-    kernel.forward(*_halves(gate, up), activation, checks.rows(y))
+    halves = _halves(gate, up)
+
+    def call(kernel: Any) -> Tensor:
+        y = _empty_y(gate, up)
+        kernel.forward(*halves, activation, checks.rows(y))
+        return y
+
+    y: Tensor = find(op).run("forward", _problem(halves[0]), backend, call)
     return y
 
 
@@ -52,14 +60,24 @@ def _backward(
     needs_dup: bool,
     backend: str,
 ) -> tuple[Tensor, Tensor]:
-    kernel = find(op).select(Problem(gate.device, gate.dtype), backend)
-    dgate, dup = _empty_gradients(gate, needs_dgate, needs_dup)
-    dgate_rows = checks.rows(dgate) if needs_dgate else None
-    dup_rows = checks.rows(dup) if needs_dup else None
-    if up is None:
-        dgate_rows, dup_rows = _halves(dgate, None)
-    kernel.backward(checks.rows(dy), *_halves(gate, up), activation, dgate_rows, dup_rows)
-    return dgate, dup
+    halves, dy_rows = _halves(gate, up), checks.rows(dy)
+
+    def call(kernel: Any) -> tuple[Tensor, Tensor]:
+        dgate, dup = _empty_gradients(gate, needs_dgate, needs_dup)
+        dgate_rows = checks.rows(dgate) if needs_dgate else None
+        dup_rows = checks.rows(dup) if needs_dup else None
+        if up is None:
+            dgate_rows, dup_rows = _halves(dgate, None)
+        kernel.backward(dy_rows, *halves, activation, dgate_rows, dup_rows)
+        return dgate, dup
+
+    gradients: tuple[Tensor, Tensor] = find(op).run("backward", _problem(halves[0]), backend, call)
+    return gradients
+
+
+def _problem(gate: Tensor) -> Problem:
+    count, width = gate.shape
+    return Problem(gate.device, gate.dtype, width, rounded(count))
 
 
 def _halves(gate: Tensor, up: Tensor | None) -> tuple[Tensor, Tensor]:

@@ -2,16 +2,16 @@
 
 from torch import Tensor
 
-from fasttrain_kernels.dispatch import AUTO, Op
+from fasttrain_kernels.dispatch import Op
 from fasttrain_kernels.ops.swiglu.glu import CANDIDATES, FOLDER, describe, glu
+from fasttrain_kernels.settings import AUTO
 
 SWIGLU = Op(
     "swiglu",
     candidates=CANDIDATES,
-    reference=f"{FOLDER}.reference",
-    self_test=f"{FOLDER}.self_test",
+    folder=FOLDER,
     describe=describe,
-    example={},
+    example={"width": 14336},
 )
 
 

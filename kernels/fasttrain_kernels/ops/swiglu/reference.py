@@ -37,6 +37,8 @@ class Problem(NamedTuple):
 
     device: torch.device
     dtype: torch.dtype
+    width: int = 0
+    rows: int = 0  # a power of two
 
 
 def unsupported(problem: Problem) -> str | None:

@@ -1,4 +1,7 @@
-"""The most memory that a piece of code holds at once, above what was held before it."""
+"""The memory that a piece of code holds, and how much is free.
+
+On a GPU, of tensors as PyTorch's allocator counts them. On a CPU, resident, of the whole process.
+"""
 
 import contextlib
 import ctypes
@@ -9,6 +12,7 @@ from pathlib import Path
 import torch
 
 PROCESS = Path("/proc/self")
+MEMORY = Path("/proc/meminfo")
 LOWERS_PEAK = "5"  # what clear_refs takes to set the high-water mark to what is resident now
 TOLERANCE = 2**24  # the kernel's counts of pages lag behind by some per thread
 
@@ -21,14 +25,15 @@ class PeakMemory:
     """
 
     def __init__(self, device: str) -> None:
-        self.device, self.bytes = device, None
+        self.device = device
+        self.bytes: int | None = None
 
     def __enter__(self) -> "PeakMemory":
         gc.collect()
         if self.device == "cuda":
             torch.cuda.synchronize()
             torch.cuda.reset_peak_memory_stats()
-            self.before = torch.cuda.memory_allocated()
+            self.before: int | None = torch.cuda.memory_allocated()
         else:
             give_back_freed_memory()
             self.before = resident() if lower_peak() else None
@@ -37,9 +42,30 @@ class PeakMemory:
     def __exit__(self, *raised: object) -> None:
         if self.device == "cuda":
             torch.cuda.synchronize()
-            self.bytes = torch.cuda.max_memory_allocated() - self.before
+            self.bytes = torch.cuda.max_memory_allocated() - (self.before or 0)
         elif self.before is not None:
             self.bytes = max(0, highest_resident() - self.before)
+
+
+def free(device: torch.device) -> int:
+    """Bytes that are free on the device; a fixed 4 GB where nobody says."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    try:
+        found = re.search(r"MemAvailable:\s*(\d+) kB", MEMORY.read_text())
+    except OSError:  # not Linux
+        found = None
+    return int(found[1]) * 1024 if found else 4 * 10**9
+
+
+def held(device: torch.device) -> int:
+    """Bytes that are held on the device now; 0 where nobody says."""
+    if device.type == "cuda":
+        return torch.cuda.memory_allocated(device)
+    try:
+        return resident()
+    except (OSError, KeyError):
+        return 0
 
 
 def give_back_freed_memory() -> None:

@@ -1,0 +1,180 @@
+"""A backend is proven on its device before it is first used.
+
+Its self-test runs forward and backward on small fixed problems (ragged, with ignored rows) against
+exact values; tens of milliseconds. Of the problems those are taken that hold the dtypes and forms
+of the call in question. What it finds is kept (store.py), so that it runs once for a machine, its
+driver and these kernels. CUDA C++ has a process of its own for that: an illegal access would leave
+this one without its GPU.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import os
+import subprocess
+import sys
+import threading
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import ModuleType
+from typing import Any
+
+import torch
+
+from fasttrain_kernels.problem import form
+from fasttrain_kernels.registry import Candidate
+from fasttrain_kernels.store import Store, store_for
+
+OTHER = "not part of this proof"
+SECONDS = 300  # for a process of its own, which loads PyTorch first
+
+_proving = threading.RLock()  # autograd's threads may all come for the first time at once
+
+
+def proven(op: str, self_test: str, candidate: Candidate, problem: Any) -> float | str | None:
+    """The parity of a backend that passed, else the reason why it may not be used.
+
+    Runs the self-test where none is on record; a failure puts the backend in quarantine.
+    """
+    device = problem.device
+    if not candidate.made_for(device.type):
+        return None  # Triton's interpreter: for tests of the kernels themselves
+    store = store_for(device.type, device.index)
+    key = "|".join((op, candidate.name, *form(problem)))
+    parity = store.get("parity", key)
+    if parity is not None:
+        return float(parity)
+    with _proving:
+        found = _run(op, self_test, candidate, problem, store)
+    if not isinstance(found, str):
+        store.put("parity", key, found)
+    return found
+
+
+def _run(op: str, self_test: str, candidate: Candidate, problem: Any, store: Store) -> float | str:
+    test = in_a_process if candidate.isolated else in_this_process
+    trace = None
+    try:
+        with store.in_flight(op, candidate.name, "self-test"):
+            parity = test(self_test, candidate.module, problem)
+        if parity <= 1.0:
+            return parity
+        reason = f"its self-test is off by {parity:.3g} times what is allowed"
+    except torch.OutOfMemoryError:
+        return "there is no memory left for its self-test"
+    except Exception as error:
+        reason, trace = f"its self-test fails: {first_line(error)}", traceback.format_exc()
+    store.quarantine(op, candidate.name, reason, trace)
+    return reason
+
+
+def full_parity(self_test: str, module: str, device: torch.device) -> float:
+    """The worst error, in units of what is allowed, over every problem of a self-test."""
+    parity: Callable[[Any, torch.device], float] = importlib.import_module(self_test).parity
+    with _undisturbed(device):
+        return parity(importlib.import_module(module), device)
+
+
+def in_this_process(self_test: str, module: str, problem: Any) -> float:
+    """The worst error, in units of what is allowed, over the problems of this one's form."""
+    return _parity(self_test, module, problem.device, form(problem))
+
+
+def _parity(self_test: str, module: str, device: torch.device, wanted: tuple[str, ...]) -> float:
+    kernel = importlib.import_module(module)
+    parity: Callable[[Any, torch.device], float] = importlib.import_module(self_test).parity
+    only = _Only(kernel, wanted)
+    with _undisturbed(device):
+        worst = parity(only, device)
+        # No problem of this form is in the self-test: then all of them speak for it.
+        return worst if only.tested else parity(kernel, device)
+
+
+@contextmanager
+def _undisturbed(device: torch.device) -> Iterator[None]:
+    """Whatever the process computes in: self-tests say themselves what is in which dtype, differ by
+    roundings of float32, and wait for the GPU."""
+    products, dtype = torch.get_float32_matmul_precision(), torch.get_default_dtype()
+    torch.set_float32_matmul_precision("highest")
+    torch.set_default_dtype(torch.float32)
+    try:
+        with (
+            torch.inference_mode(False),
+            torch.no_grad(),
+            torch.autocast(device.type, enabled=False),
+            allowed_to_wait(device),
+        ):
+            yield
+    finally:
+        torch.set_float32_matmul_precision(products)
+        torch.set_default_dtype(dtype)
+
+
+@contextmanager
+def allowed_to_wait(device: torch.device) -> Iterator[None]:
+    """Where the process makes waiting for its GPU an error, these waits are none."""
+    if device.type != "cuda":
+        yield
+        return
+    before = torch.cuda.get_sync_debug_mode()
+    torch.cuda.set_sync_debug_mode("default")
+    try:
+        yield
+        torch.cuda.synchronize(device)
+    finally:
+        torch.cuda.set_sync_debug_mode(before)
+
+
+class _Only:
+    """A kernel that refuses problems of another form, so that a self-test passes them over."""
+
+    def __init__(self, kernel: ModuleType, wanted: tuple[str, ...]) -> None:
+        self.kernel, self.wanted, self.tested = kernel, wanted, False
+
+    def unsupported(self, problem: Any) -> str | None:
+        if form(problem) != self.wanted:
+            return OTHER
+        reason: str | None = self.kernel.unsupported(problem)
+        self.tested = self.tested or reason is None
+        return reason
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.kernel, name)
+
+
+def first_line(error: BaseException) -> str:
+    """What an exception says, in one line."""
+    text = str(error).strip().partition("\n")[0]
+    return f"{type(error).__name__}: {text}" if text else type(error).__name__
+
+
+# --- in a process of its own ----------------------------------------------------------------------
+
+
+def in_a_process(self_test: str, module: str, problem: Any) -> float:
+    """The same, where a crash takes nothing else with it."""
+    request = json.dumps([self_test, module, str(problem.device), form(problem)])
+    done = subprocess.run(
+        [sys.executable, "-m", __name__, request],
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
+        capture_output=True,
+        text=True,
+        timeout=SECONDS,
+        check=False,
+    )
+    if done.returncode != 0:
+        last = (done.stderr.strip() or "no output").splitlines()[-1]
+        raise RuntimeError(f"a process of its own ended with {done.returncode}: {last}")
+    return float(json.loads(done.stdout))
+
+
+def main() -> None:
+    """Prints the parity that was asked for on the command line."""
+    self_test, module, device, wanted = json.loads(sys.argv[1])
+    print(json.dumps(_parity(self_test, module, torch.device(device), tuple(wanted))))
+
+
+if __name__ == "__main__":
+    main()

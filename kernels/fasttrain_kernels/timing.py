@@ -1,0 +1,226 @@
+"""Times the backends of an op on a problem, beside eager PyTorch, and keeps what it finds.
+
+Forward and backward, on tensors of the run's sizes and of its documents' lengths; interleaved
+rounds, of which the least counts, so that a disturbance meets all alike. Whoever holds more memory
+than the budget allows, at once or more and more, is rejected, and so is whoever fails. Records are
+kept by the problem, whose sizes are rounded, the number of threads, and whether torch was told to
+be deterministic.
+"""
+
+from __future__ import annotations
+
+import importlib
+import time
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import torch
+
+from fasttrain_kernels import memory
+from fasttrain_kernels.problem import text
+from fasttrain_kernels.proof import allowed_to_wait, first_line
+from fasttrain_kernels.registry import Candidate
+from fasttrain_kernels.settings import EAGER, Settings, put_above
+from fasttrain_kernels.store import now, store_for
+from fasttrain_kernels.workload import Workload
+
+if TYPE_CHECKING:
+    from fasttrain_kernels.dispatch import Op
+
+PLAIN = "plain"  # a model's own code, among backends
+SECONDS = 1.0  # of all rounds of a problem, about
+FEWEST, MOST = 7, 100  # rounds
+TOO_SLOW = 4.0  # times the fastest; such a one is called no more
+LONG_CALL = 1.0  # seconds; then the first call of what doesn't compile says enough
+SHORTEST_SAMPLE = 1e-3  # seconds; shorter calls are repeated within a sample
+SHARE_OF_FREE_MEMORY = 0.25
+
+
+class Sizes(NamedTuple):
+    """What a problem rounds."""
+
+    rows: int = 0  # 0: as the problem has them
+    lengths: tuple[int, ...] = ()  # of documents; (): all as long as the problem says
+
+
+@dataclass
+class _Trial:
+    """One backend on its way through a timing pass."""
+
+    step: Callable[[], None]
+    samples: list[float] = field(default_factory=list)
+    calls: int = 1  # a sample
+    peak: int | None = None  # bytes above what was held before
+    held: int = 0  # bytes that its calls have not given back
+    rejected: str | None = None
+
+    def record(self) -> dict[str, Any]:
+        found: dict[str, Any] = {"bytes": self.peak}
+        if self.samples:
+            found["ms"] = min(self.samples) * 1e3
+        if self.rejected is not None:
+            found["rejected"] = self.rejected
+        return found
+
+
+def milliseconds(op: Op, problem: Any, *, in_model: bool = False) -> dict[str, float]:
+    """What is on record for each backend that may be taken, "eager" among them; {} for nothing.
+
+    in_model: "eager" is a model's own code rather than the op's reference.
+    """
+    found = {n: r["ms"] for n, r in _records(op, problem).items() if "rejected" not in r}
+    plain = found.pop(PLAIN, None)
+    if in_model:
+        found.pop(EAGER, None)
+        if plain is not None:
+            found[EAGER] = plain
+    return found
+
+
+def rejections(op: Op, problem: Any) -> dict[str, str]:
+    """Whom a timing pass found fault with, and why; eager PyTorch is legal all the same."""
+    records = _records(op, problem).items()
+    return {n: r["rejected"] for n, r in records if "rejected" in r and n not in (EAGER, PLAIN)}
+
+
+def measure(
+    op: Op,
+    problem: Any,
+    candidates: Sequence[Candidate],
+    sizes: Sizes | None = None,
+    *,
+    in_model: bool = False,
+    anew: bool = False,
+    budget: int | None = None,
+) -> None:
+    """Time `candidates` and eager PyTorch, unless that is on record; `anew`: even then.
+
+    in_model: the op's reference is not among them: a model's own code stands for eager PyTorch.
+
+    budget: bytes that a backend may hold beyond the tensors it is given; by default a quarter of
+    what is free. Nothing is measured for a problem of unknown size.
+    """
+    if problem.rows == 0:
+        return
+    names = {candidate.name for candidate in candidates} - ({EAGER} if in_model else set())
+    store = store_for(problem.device.type, problem.device.index)
+    if not anew and names <= _records(op, problem).keys():
+        return
+    with store.measuring():
+        if anew or not names <= _records(op, problem).keys():
+            backends = _measured(op, problem, names, sizes or Sizes(), budget)
+            store.put("times", _key(op, problem), {"date": now(), "backends": backends})
+
+
+def sample(step: Callable[[], object], device_type: str, calls: int = 1) -> float:
+    """Seconds a call, of `calls` in a row."""
+    if device_type == "cuda":
+        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        start.record()
+        for _ in range(calls):
+            step()
+        end.record()
+        torch.cuda.synchronize()
+        return start.elapsed_time(end) / 1e3 / calls
+    begin = time.perf_counter()
+    for _ in range(calls):
+        step()
+    return (time.perf_counter() - begin) / calls
+
+
+def _key(op: Op, problem: Any) -> str:
+    deterministic = torch.are_deterministic_algorithms_enabled()
+    facts = f"{text(problem)}, threads={torch.get_num_threads()}, deterministic={deterministic}"
+    return f"{op.name}|{facts}"
+
+
+def _records(op: Op, problem: Any) -> dict[str, dict[str, Any]]:
+    found = store_for(problem.device.type, problem.device.index).get("times", _key(op, problem))
+    return {} if found is None else dict(found["backends"])
+
+
+def _measured(
+    op: Op, problem: Any, names: set[str], sizes: Sizes, budget: int | None
+) -> dict[str, Any]:
+    device = problem.device
+    budget = budget or int(memory.free(device) * SHARE_OF_FREE_MEMORY)
+    with ExitStack() as stack:
+        stack.enter_context(torch.inference_mode(False))
+        stack.enter_context(torch.autocast(device.type, enabled=False))
+        stack.enter_context(allowed_to_wait(device))
+        module = importlib.import_module(op.workload)
+        workload: Workload = module.workload(problem, rows=sizes.rows, lengths=sizes.lengths)
+        trials = {name: _Trial(_on(op, workload, name)) for name in names}
+        trials[PLAIN] = _Trial(lambda: workload.step(None))
+        compiling = names - {EAGER} if device.type == "cuda" else _providers(op)
+        _first_calls(trials, compiling, device, budget)
+        _rounds(trials, device, budget)
+    return {name: trial.record() for name, trial in trials.items()}
+
+
+def _providers(op: Op) -> set[str]:
+    return {candidate.name for candidate in op.candidates if candidate.provider}
+
+
+def _on(op: Op, workload: Workload, backend: str) -> Callable[[], None]:
+    def step() -> None:
+        with put_above(Settings("the timing pass", backends=((op.name, backend),))):
+            workload.step(backend)
+
+    return step
+
+
+def _first_calls(
+    trials: dict[str, _Trial], compiling: set[str], device: torch.device, budget: int
+) -> None:
+    """The calls that find what each takes in time and memory; those that compile make two."""
+    for name, trial in trials.items():
+        try:
+            with memory.PeakMemory(device.type) as peak:
+                once = sample(trial.step, device.type)
+            if name in compiling or once < LONG_CALL:
+                with memory.PeakMemory(device.type) as peak:
+                    once = sample(trial.step, device.type)
+        except torch.OutOfMemoryError:
+            trial.rejected = "there is not enough memory for it"
+            continue
+        except Exception as error:
+            trial.rejected = f"fails: {first_line(error)}"
+            continue
+        trial.peak, trial.samples = peak.bytes, [once]
+        trial.calls = max(1, round(SHORTEST_SAMPLE / once))
+        if peak.bytes is not None and peak.bytes > budget:
+            trial.rejected = f"holds {_mb(peak.bytes)} at its peak; the budget is {_mb(budget)}"
+
+
+def _rounds(trials: dict[str, _Trial], device: torch.device, budget: int) -> None:
+    running = [trial for trial in trials.values() if trial.rejected is None]
+    fastest = min((trial.samples[0] for trial in running), default=0.0)
+    running = [trial for trial in running if trial.samples[0] <= TOO_SLOW * fastest]
+    a_round = sum(trial.samples[0] * trial.calls for trial in running)
+    rounds = max(FEWEST, min(MOST, int(SECONDS / a_round))) if running else 0
+    for _ in range(rounds):
+        for trial in running:
+            if trial.rejected is None:
+                _take(trial, device, budget)
+
+
+def _take(trial: _Trial, device: torch.device, budget: int) -> None:
+    before = memory.held(device)
+    try:
+        trial.samples.append(sample(trial.step, device.type, trial.calls))
+    except Exception as error:
+        trial.rejected = f"fails: {first_line(error)}"
+        return
+    trial.held += memory.held(device) - before
+    if trial.held > budget:
+        trial.rejected = (
+            f"has not given back {_mb(trial.held)} after {len(trial.samples)} calls; the budget "
+            f"is {_mb(budget)}"
+        )
+
+
+def _mb(count: int) -> str:
+    return f"{count / 1e6:,.0f} MB"
