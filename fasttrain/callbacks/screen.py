@@ -14,7 +14,7 @@ from torch import nn
 from fasttrain.callbacks.human import count, plural, shorten
 from fasttrain.core.data_report import DataReport, DecodedSample, SourceReport
 from fasttrain.core.interfaces import LanguageModel
-from fasttrain.core.kernel_plan import KernelPlan, KernelRow
+from fasttrain.core.kernel_plan import EAGER, KernelPlan, KernelRow
 from fasttrain.runtime.log import escape_controls
 
 LABEL_WIDTH = 11
@@ -146,27 +146,49 @@ def kernel_section(plan: KernelPlan) -> list[Text]:
     """The table of decisions: what serves each op, and why."""
     if not plan.rows:
         return section("kernels", ["none selected: the model runs as its authors wrote it"])
-    return section("kernels", table(KERNEL_HEADINGS, [kernel_cells(row) for row in plan.rows]))
+    timed = any(row.milliseconds is not None for row in plan.rows)
+    headings = ("op", "sites", "chosen", "why", "parity", *TIMED[:timed], "rejected")
+    lines = table(headings, [kernel_cells(row, timed=timed) for row in plan.rows])
+    return section("kernels", [*lines, *_other_paths(plan)])
 
 
-KERNEL_HEADINGS = ("op", "sites", "chosen", "why", "rejected")
+TIMED = ("ms (eager)",)  # a column that is there where anything was timed
+# What generation does by itself: attention that keeps a cache, and logits of the last position.
+NOT_IN_GENERATION = ("packed_attention", "linear_cross_entropy")
 
 
-def kernel_cells(row: KernelRow) -> tuple[str, ...]:
+def _other_paths(plan: KernelPlan) -> list[str]:
+    """What evaluation and generation run on."""
+    served = dict.fromkeys(site.op for site in plan.sites if site.backend != EAGER)
+    kept = ", ".join(op for op in served if op not in NOT_IN_GENERATION) or "no kernel"
+    if not served:
+        return ["evaluation and generation: the model as its authors wrote it, too"]
+    return [
+        "evaluation: the same kernels",
+        f"generation: {kept}; attention and logits are transformers' own",
+    ]
+
+
+def kernel_cells(row: KernelRow, *, timed: bool) -> tuple[str, ...]:
     """One row of the kernel table."""
-    why = row.reason
-    if row.parity is not None:
-        why += f", parity {row.parity:.1e}"
-    if row.milliseconds is not None:
-        why += f", {row.milliseconds:.3g} ms"
+    names: dict[str, list[str]] = {}
+    for name, reason in row.rejected:
+        names.setdefault(reason, []).append(name)
+    rejected = (f"{', '.join(of)}: {shorten(why, REASON_WIDTH)}" for why, of in names.items())
+    times = (f"{_ms(row.milliseconds)} ({_ms(row.eager_milliseconds)})",)
     return (
         row.op,
         f"{row.sites_matched} of {row.sites_found}",
         row.chosen,
-        shorten(why, REASON_WIDTH),
-        "; ".join(f"{name}: {shorten(reason, REASON_WIDTH)}" for name, reason in row.rejected)
-        or "—",
+        shorten(row.reason, REASON_WIDTH),
+        "—" if row.parity is None else f"{row.parity:.2f}",
+        *times[:timed],
+        "; ".join(rejected) or "—",
     )
+
+
+def _ms(value: float | None) -> str:
+    return "—" if value is None else f"{value:.3g}"
 
 
 def table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:

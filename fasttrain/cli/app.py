@@ -42,6 +42,9 @@ Overrides = Annotated[
     list[str] | None,
     typer.Argument(metavar="KEY=VALUE", help="Values that replace the file's.", show_default=False),
 ]
+Only = Annotated[
+    str | None, typer.Argument(metavar="OP[=BACKEND]", help="Only this op, or backend of it.")
+]
 Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
 
 
@@ -166,11 +169,40 @@ def kernels_list(debug: Debug = False) -> None:
 
 
 @kernels_app.command("explain")
-def kernels_explain(file: File, overrides: Overrides = None, debug: Debug = False) -> None:
+def kernels_explain(
+    file: File,
+    overrides: Overrides = None,
+    sites: Annotated[bool, typer.Option("--sites", help="List every site by its name.")] = False,
+    debug: Debug = False,
+) -> None:
     """Which kernel FILE's model would get at each of its sites, and why."""
     from fasttrain.cli.kernels import explain_kernels
 
-    explain_kernels(file, overrides or [])
+    explain_kernels(file, overrides or [], sites=sites)
+
+
+@kernels_app.command("check")
+def kernels_check(only: Only = None, debug: Debug = False) -> int:
+    """Run the kernels' self-tests on this machine; what fails is not used any more."""
+    from fasttrain.cli.kernels import check_kernels
+
+    return check_kernels(only)
+
+
+@kernels_app.command("bench")
+def kernels_bench(file: File, overrides: Overrides = None, debug: Debug = False) -> None:
+    """Time every kernel on FILE's model and data; runs go by these times from then on."""
+    from fasttrain.cli.kernels import bench_kernels
+
+    bench_kernels(file, overrides or [])
+
+
+@kernels_app.command("reset")
+def kernels_reset(only: Only = None, debug: Debug = False) -> None:
+    """Forget self-tests, times and quarantines of this machine."""
+    from fasttrain.cli.kernels import reset_kernels
+
+    reset_kernels(only)
 
 
 def _version(asked: bool) -> None:

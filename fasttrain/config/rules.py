@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from fasttrain.components import TRANSFORM_ORDER
 from fasttrain.config.data_rules import check_held_out, check_sources
 from fasttrain.config.errors import Problem
+from fasttrain.config.kernel_rules import check_kernels
 from fasttrain.config.path_rules import (
     check_kill_file,
     check_model_directory,
@@ -199,6 +200,7 @@ RULES: tuple[Rule, ...] = (
     Rule(check_sources, ("data.sources", "data.eval_sources", "data.invalid")),
     Rule(check_model_directory, ("model",)),
     Rule(check_referenced_paths, ("model", "tokenizer")),
+    Rule(check_kernels, ("kernels",)),
     Rule(check_kill_file, ("kill_file", "output_dir")),
     Rule(check_resume, ("resume",)),
 )

@@ -106,3 +106,4 @@ class BatchProfile:
     dtype: torch.dtype  # of activations
     tokens: int  # of a full micro-batch
     document_lengths: tuple[int, ...]  # a sample, for histograms
+    supervised_tokens: int = 0  # of those, on average; 0: not known

@@ -73,6 +73,7 @@ def run(
             resolved_config=directory.resolved_config,
             dry_run=dry_run,
             engine=engine,
+            resume_from=directory.resume_from,
             notes=config_notes(loaded),
         )
         hooks.bind(state)
@@ -245,11 +246,14 @@ def ordered_transforms(listed: Sequence[TransformSection]) -> list[TransformSect
 
 def select_kernels(run: Run, model: LanguageModel) -> KernelPlan:
     """Ask the callbacks which kernel serves which site. Without an answer every site is eager."""
+    report = run.data.report
+    tokens = run.config.micro_batch_size * report.max_length
     profile = BatchProfile(
         device=run.engine.device,
         dtype=run.engine.precision.activations,
-        tokens=run.config.micro_batch_size * run.data.report.max_length,
+        tokens=tokens,
         document_lengths=run.data.profile_lengths,
+        supervised_tokens=tokens * report.supervised_tokens // max(report.tokens, 1),
     )
     plan: KernelPlan = run.hooks.call(
         "select_kernels", lambda model, profile: KernelPlan(), model, profile

@@ -6,11 +6,11 @@ Shapes: T tokens of a batch, S supervised ones among them, V tokens of the vocab
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Generator, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -26,6 +26,8 @@ from fasttrain.runtime.precision import Precision
 if TYPE_CHECKING:
     from fasttrain.core.events import Hooks
     from fasttrain.core.run import Run
+
+T = TypeVar("T")
 
 
 # --- topology -------------------------------------------------------------------------------------
@@ -333,6 +335,10 @@ class Engine(ABC):
     @abstractmethod
     def eval_forward(self, batch: Batch, loss: LossFunction) -> LossSum:
         """A micro-batch's loss without gradient, in evaluation mode."""
+
+    @abstractmethod
+    def from_rank_zero(self, make: Callable[[], T]) -> T:
+        """What `make()` gives on rank 0, on every rank: for decisions that all must share."""
 
     @abstractmethod
     def sum_over_ranks(self, values: Tensor) -> Tensor:

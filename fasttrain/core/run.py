@@ -47,6 +47,7 @@ class Run:
     run_id: str
     resolved_config: str = ""  # every value with its origin, as config.resolved.yaml holds it
     dry_run: bool = False  # nothing may be written under `directory`
+    resume_from: Path | None = None  # the checkpoint that the run goes on from
 
     # Blocks, in the order of their creation.
     engine: Engine = LATER

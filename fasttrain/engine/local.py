@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +16,8 @@ from fasttrain.core.batch import Batch, LossFunction, LossSum, StepResult
 from fasttrain.core.events import Hooks
 from fasttrain.core.interfaces import Engine, LanguageModel, NamedSlice, Topology
 from fasttrain.runtime.precision import Precision
+
+T = TypeVar("T")
 
 
 class LocalEngine(Engine):
@@ -134,6 +136,9 @@ class LocalEngine(Engine):
             self.optimizer.step()
 
     # --- state -----------------------------------------------------------------------------------
+
+    def from_rank_zero(self, make: Callable[[], T]) -> T:
+        return make()
 
     def sum_over_ranks(self, values: Tensor) -> Tensor:
         return values

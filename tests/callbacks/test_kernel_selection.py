@@ -6,15 +6,16 @@ from types import SimpleNamespace
 import pytest
 import torch
 from fasttrain_kernels import native
+from fasttrain_kernels.selection import Choice
 from model.tiny_models import CONFIGS, causal_lm, language_model
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from fasttrain.callbacks.kernel_selection import KernelSelection, select_kernels
+from fasttrain.callbacks.kernel_selection import KernelSelection
 from fasttrain.config.errors import UserError
 from fasttrain.config.schema.kernels import KernelsConfig
 from fasttrain.core.batch import BatchProfile
-from fasttrain.core.events import Hooks
+from fasttrain.core.events import Callback, Hooks
 from fasttrain.core.interfaces import Topology
 from fasttrain.core.kernel_plan import KernelPlan, KernelRow, KernelSite
 from fasttrain.model.transforms.sites.search import SEARCHES
@@ -33,7 +34,7 @@ def skeleton(architecture="llama", **overrides):
 
 
 def select(model, profile=PROFILE, **options):
-    return select_kernels(model, profile, KernelsConfig(**options))
+    return KernelSelection().plan(model, profile, KernelsConfig(**options))
 
 
 @needs_cpu_kernel
@@ -115,7 +116,9 @@ def test_each_kind_of_site_is_decided_for_itself():
 def test_the_head_and_its_loss_are_a_site():
     model = language_model()
     plan = select(model)
-    assert plan.sites[-1] == KernelSite("causal_lm.lm_head", "linear_cross_entropy", "cpu")
+    head = plan.sites[-1]
+    assert (head.path, head.op) == ("causal_lm.lm_head", "linear_cross_entropy")
+    assert head.backend == "cpu" and not head.fixed
     row = plan.rows[-1]
     assert (row.op, row.sites_matched, row.sites_found) == ("linear_cross_entropy", 1, 1)
     assert select(model, linear_cross_entropy="eager").sites[-1].backend == "eager"
@@ -143,12 +146,13 @@ class Stub(SimpleNamespace):
     """As much of a run as the callback looks at."""
 
 
-def run_in(directory, *, dry_run=False, rank=0, **kernels):
+def run_in(directory, *, dry_run=False, rank=0, resume_from=None, **kernels):
     return Stub(
         config=Stub(kernels=KernelsConfig(**kernels)),
         directory=directory,
         dry_run=dry_run,
-        engine=Stub(topology=Topology(rank=rank, world_size=2)),
+        resume_from=resume_from,
+        engine=Stub(topology=Topology(rank=rank, world_size=2), from_rank_zero=lambda make: make()),
     )
 
 
@@ -177,13 +181,12 @@ def test_nothing_is_written_by_a_dry_run_or_another_rank(tmp_path, options):
 
 
 def test_what_a_wrapper_further_in_decided_stays(tmp_path):
-    site = KernelSite("causal_lm.model.norm", "rms_norm", "mine")
-    row = KernelRow("rms_norm", 1, 1, "mine", "because")
+    site = KernelSite("causal_lm.model.norm", "rms_norm", "mine", "because")
     plan = through_hooks(
-        run_in(tmp_path), language_model(), lambda model, profile: KernelPlan((site,), (row,))
+        run_in(tmp_path), language_model(), lambda model, profile: KernelPlan((site,))
     )
     assert plan.sites[0] == site
-    assert plan.rows[0] == row
+    assert plan.rows[0] == KernelRow("rms_norm", 1, 5, "mine", "because")
     assert [s.path for s in plan.sites].count("causal_lm.model.norm") == 1
     assert len(plan.sites) == 13
 
@@ -195,3 +198,130 @@ def test_a_module_decided_for_one_op_is_open_to_another(tmp_path):
     backends = {site.op: site.backend for site in plan.sites if site.path == path}
     assert backends.keys() == {"rope", "packed_attention"}
     assert backends["rope"] == "mine"
+
+
+# --- steering -----------------------------------------------------------------------------------
+
+
+def backends(plan, op):
+    return {site.path: site.backend for site in plan.sites if site.op == op}
+
+
+@needs_cpu_kernel
+def test_globs_choose_for_the_sites_that_they_fit():
+    plan = select(
+        language_model(), sites={"model.layers.0.*": "eager", "*.norm": {"rms_norm": "cpu"}}
+    )
+    norms = backends(plan, "rms_norm")
+    first = [path for path in norms if ".layers.0." in path]
+    assert first and all(norms[path] == "eager" for path in first)
+    assert {backend for path, backend in norms.items() if path not in first} == {"cpu"}
+    assert set(backends(plan, "embedding").values()) == {"cpu"}
+    rows = {(row.chosen, row.sites_matched): row for row in plan.rows if row.op == "rms_norm"}
+    assert rows["eager", 2].reason == "asked for by kernels.sites 'model.layers.0.*'"
+    assert rows["cpu", 1].reason == "asked for by kernels.sites '*.norm'"
+    assert rows["cpu", 2].reason == "first choice on cpu"
+    fixed = {site.path for site in plan.sites if site.fixed}
+    assert fixed == {site.path for site in plan.sites if ".layers.0." in site.path} | {
+        "causal_lm.model.norm"
+    }
+
+
+def test_globs_that_contradict_each_other_are_refused():
+    both = {"*.layers.0.*": "eager", "*.input_layernorm": {"rms_norm": "cpu"}}
+    with pytest.raises(
+        UserError, match=r"^kernels\.sites: .*layers\.0.* and .*both fit .*rms_norm"
+    ):
+        select(language_model(), sites=both)
+    agreeing = {"*.layers.0.*": "eager", "*.input_layernorm": {"rms_norm": "eager"}}
+    assert backends(select(language_model(), sites=agreeing), "rms_norm")
+
+
+def test_a_glob_that_fits_nothing_is_refused():
+    with pytest.raises(UserError, match=r"'\*\.layer\.7\.\*' fits no site in this model"):
+        select(language_model(), sites={"*.layer.7.*": "eager"})
+    with pytest.raises(UserError, match=r"'\*\.mlp' fits no site of rope"):
+        select(language_model(), sites={"*.mlp": {"swiglu": "eager", "rope": "eager"}})
+
+
+@needs_cpu_kernel
+def test_a_callback_can_veto_one_op_on_one_layer(tmp_path):
+    class Veto(Callback):
+        def wrap_select_kernels(self, run, call, model, profile):
+            return call(model, profile).leaving("swiglu", "*.layers.1.mlp", "I distrust it here")
+
+    hooks = Hooks([Veto(), KernelSelection()])
+    hooks.bind(run_in(tmp_path))
+    model = language_model()
+    plan = hooks.call("select_kernels", lambda model, profile: KernelPlan(), model, PROFILE)
+    path = "causal_lm.model.layers.{}.mlp"
+    assert backends(plan, "swiglu") == {path.format(0): "cpu", path.format(1): "eager"}
+    rows = {row.chosen: row for row in plan.rows if row.op == "swiglu"}
+    assert (rows["eager"].sites_matched, rows["eager"].sites_found) == (1, 2)
+    assert rows["eager"].reason == "I distrust it here"
+    assert rows["cpu"].sites_matched == 1
+    with pytest.raises(ValueError, match="no site of rope fits"):
+        plan.leaving("rope", "nowhere", "because")
+
+
+@needs_cpu_kernel
+def test_a_subclass_can_choose_for_each_site():
+    class Mine(KernelSelection):
+        def choose(self, site, asked, source, profile, config):
+            if site.path.endswith("q_proj") or site.op == "rope":
+                return Choice(site.op, "eager", "mine")
+            return super().choose(site, asked, source, profile, config)
+
+    plan = Mine().plan(language_model(), PROFILE, KernelsConfig())
+    assert set(backends(plan, "rope").values()) == {"eager"}
+    assert set(backends(plan, "swiglu").values()) == {"cpu"}
+
+
+@needs_cpu_kernel
+def test_a_resumed_run_goes_on_with_what_served_it(tmp_path):
+    through_hooks(run_in(tmp_path, rms_norm="eager"), language_model())
+    checkpoint = tmp_path / "checkpoints" / "step-00000003"
+    plan = through_hooks(run_in(tmp_path, resume_from=checkpoint), language_model())
+    assert set(backends(plan, "rms_norm").values()) == {"eager"}
+    assert plan.rows[0].reason == "as before the run was resumed"
+    assert not any(site.fixed for site in plan.sites)
+    # What is asked for now goes before what was.
+    plan = through_hooks(run_in(tmp_path, resume_from=checkpoint, rms_norm="cpu"), language_model())
+    assert set(backends(plan, "rms_norm").values()) == {"cpu"}
+    (tmp_path / "kernels.json").write_text('{"sites": [{"op": "rms_norm"')
+    plan = through_hooks(run_in(tmp_path, resume_from=checkpoint), language_model())
+    assert plan.rows[0].reason == "first choice on cpu"
+
+
+@needs_cpu_kernel
+def test_all_ranks_take_what_rank_0_decides(tmp_path):
+    model = language_model()
+    run = run_in(tmp_path, rank=1)
+    theirs = KernelPlan((KernelSite("causal_lm.model.norm", "rms_norm", "eager"),))
+    run.engine.from_rank_zero = lambda make: theirs
+    hooks = Hooks([KernelSelection()])
+    hooks.bind(run)
+    plan = hooks.call("select_kernels", lambda model, profile: KernelPlan(), model, PROFILE)
+    assert plan is theirs
+
+
+@needs_cpu_kernel
+def test_full_autotuning_times_the_sites_on_the_runs_sizes():
+    profile = BatchProfile(CPU, torch.float32, tokens=64, document_lengths=(10, 20, 30, 40))
+    plan = KernelSelection().plan(language_model(), profile, KernelsConfig(autotune="full"))
+    assert all(
+        row.milliseconds and row.eager_milliseconds for row in plan.rows if row.sites_matched
+    )
+    again = KernelSelection().plan(language_model(), profile, KernelsConfig())
+    assert again == plan
+    untimed = KernelSelection().plan(language_model(), profile, KernelsConfig(autotune="off"))
+    assert not any(row.milliseconds for row in untimed.rows)
+
+
+def test_only_kernels_that_repeat_their_bits_and_only_allowed_providers():
+    profile = BatchProfile(CPU, torch.float16, tokens=64, document_lengths=())
+    plan = select(language_model(), profile, providers="none")
+    row = next(row for row in plan.rows if row.op == "packed_attention")
+    assert dict(row.rejected)["sdpa"] == "left out: not among the providers allowed"
+    with pytest.raises(UserError, match="leaves sdpa out"):
+        select(language_model(), providers=("flex",), packed_attention="sdpa")

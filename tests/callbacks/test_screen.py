@@ -1,6 +1,7 @@
 """The first screen, as text."""
 
 import io
+from dataclasses import replace
 
 import torch
 from fake_run import report
@@ -10,7 +11,7 @@ from toys import ToyModel
 
 from fasttrain.callbacks import screen
 from fasttrain.core.data_report import DecodedSample, SourceReport
-from fasttrain.core.kernel_plan import KernelPlan, KernelRow
+from fasttrain.core.kernel_plan import KernelPlan, KernelRow, KernelSite
 from fasttrain.runtime.log import Output
 
 
@@ -90,15 +91,24 @@ def test_every_optimizer_group_is_a_line():
 
 
 def test_the_kernel_table_has_a_row_for_every_op():
-    rows = (
-        KernelRow("rms_norm", 9, 9, "cpu", "first choice on cpu", (("triton", "no GPU"),), 0.2),
-        KernelRow("rope", 4, 4, "eager", "the last resort", milliseconds=1.234),
+    refused = (("triton", "no GPU"), ("flex", "no GPU"), ("sdpa", "slower: 3 ms"))
+    site = KernelSite("norm", "rms_norm", "cpu", "first choice on cpu", refused, 0.2)
+    left = KernelRow("rope", 0, 4, "eager", "left alone")
+    assert plain(screen.kernel_section(KernelPlan((site,), (left,)))) == (
+        "kernels    op        sites   chosen  why                  parity  rejected\n"
+        "           rms_norm  1 of 1  cpu     first choice on cpu  0.20    "
+        "triton, flex: no GPU; sdpa: slower: 3 ms\n"
+        "           rope      0 of 4  eager   left alone           —       —\n"
+        "           evaluation: the same kernels\n"
+        "           generation: rms_norm; attention and logits are transformers' own"
     )
-    assert plain(screen.kernel_section(KernelPlan(rows=rows))) == (
-        "kernels    op        sites   chosen  why                                  rejected\n"
-        "           rms_norm  9 of 9  cpu     first choice on cpu, parity 2.0e-01  "
-        "triton: no GPU\n"
-        "           rope      4 of 4  eager   the last resort, 1.23 ms             —"
+    timed = replace(site, milliseconds=1.234, eager_milliseconds=5.0, rejected=())
+    assert plain(screen.kernel_section(KernelPlan((timed,), (left,)))).splitlines()[:2] == [
+        "kernels    op        sites   chosen  why                  parity  ms (eager)  rejected",
+        "           rms_norm  1 of 1  cpu     first choice on cpu  0.20    1.23 (5)    —",
+    ]
+    assert plain(screen.kernel_section(KernelPlan((replace(site, backend="eager"),)))).endswith(
+        "evaluation and generation: the model as its authors wrote it, too"
     )
 
 

@@ -4,15 +4,32 @@ from __future__ import annotations
 
 from typing import Literal
 
-from fasttrain.config.schema.base import Section
+from pydantic import Field
+
+from fasttrain.config.schema.base import Section, Strings
+
+RESERVED = ("mode", "autotune", "deterministic", "providers", "sites")
+# Backends that are somebody else's code.
+PROVIDERS = ("sdpa", "flash-attn", "varlen", "flex", "liger", "compile")
 
 
 class KernelsConfig(Section):
-    """Reserved keys, and one key per op. By name: that backend or an error. `auto`: the first that
-    can serve, and the table says why. `eager`: the site is left as the model defines it."""
+    """Reserved keys, and one key per op. By name: that backend or an error. `auto`: the fastest
+    where times are known, else the first that can serve, and the table says why. `eager`: the site
+    is left as the model defines it."""
 
     mode: Literal["auto", "eager", "strict"] = "auto"
     """`auto` may fall back, with a reason; `strict` makes that an error; `eager` uses none."""
+    autotune: Literal["off", "cached", "full"] = "cached"
+    """`cached`: times that were measured before decide. `full`: what has none is measured first.
+    `off`: the order of preference."""
+    deterministic: bool = False
+    """Only kernels that give the same bits every time."""
+    providers: Literal["all", "none"] | Strings = "all"
+    """Kernels of others that `auto` may choose: sdpa, flash-attn, varlen, flex, liger, compile."""
+    sites: dict[str, str | dict[str, str]] = Field(default_factory=dict)
+    """By the modules' names: `"model.layers.0.*": eager`, or `"*.mlp": {swiglu: cpu}`. Goes before
+    the keys below."""
     linear_cross_entropy: Literal["auto", "eager", "cpu", "triton", "cuda"] = "auto"
     """The output layer and the loss in one, with few of the logits at a time."""
     packed_attention: Literal[

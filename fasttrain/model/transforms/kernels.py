@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
+from fasttrain_kernels.settings import PREFER
 from torch import nn
 
 from fasttrain.config.schema.model import KernelsTransformConfig
 from fasttrain.core.interfaces import LanguageModel, Transform
-from fasttrain.core.kernel_plan import KernelPlan
+from fasttrain.core.kernel_plan import EAGER, KernelPlan
 from fasttrain.model.language_model import HFLanguageModel
 from fasttrain.model.transforms.sites import packed_attention
 from fasttrain.model.transforms.sites.search import SEARCHES
 from fasttrain.model.transforms.sites.site import unpatch_forward
-
-EAGER = "eager"
 
 
 class KernelsTransform(Transform):
@@ -21,8 +20,11 @@ class KernelsTransform(Transform):
     Config = KernelsTransformConfig
 
     def apply(self, model: LanguageModel, *, plan: KernelPlan) -> LanguageModel:
-        served = {(site.op, site.path): site.backend for site in plan.sites}
-        served = {place: backend for place, backend in served.items() if backend != EAGER}
+        served = {
+            (site.op, site.path): site.backend if site.fixed else PREFER + site.backend
+            for site in plan.sites
+            if site.backend != EAGER
+        }
         for search in SEARCHES:
             if any(op == search.op for op, _ in served):
                 for site in search.find(model)[0]:

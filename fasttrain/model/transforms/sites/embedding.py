@@ -29,10 +29,11 @@ class EmbeddingSite:
     op: ClassVar[str] = "embedding"
     path: str
     width: int
+    vocabulary: int
     scaled: bool
 
     def facts(self, profile: BatchProfile) -> dict[str, Any]:
-        return {"width": self.width}
+        return {"width": self.width, "vocabulary": self.vocabulary, "rows": profile.tokens}
 
     def put(self, model: nn.Module, backend: str) -> None:
         scaled = self.scaled
@@ -56,7 +57,8 @@ def find_embeddings(model: nn.Module) -> tuple[list[EmbeddingSite], list[NotASit
         reason = _why_not(module)
         if reason is None:
             scaled = type(module).forward is not nn.Embedding.forward
-            sites.append(EmbeddingSite(path, module.embedding_dim, scaled))
+            size = (module.embedding_dim, module.num_embeddings)
+            sites.append(EmbeddingSite(path, *size, scaled))
         else:
             others.append(NotASite(path, f"{type(module).__name__}: {reason}"))
     return sites, others

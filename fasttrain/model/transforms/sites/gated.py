@@ -42,9 +42,10 @@ class _GatedSite:
     path: str
     layers: tuple[str, ...]
     activation: str  # "silu", or geglu's `approximate`
+    width: int  # of the gate
 
     def facts(self, profile: BatchProfile) -> dict[str, Any]:
-        return {}
+        return {"width": self.width, "rows": profile.tokens}
 
     def put(self, model: nn.Module, backend: str) -> None:
         layers, unit = self.layers, _unit(self.activation, backend)
@@ -86,7 +87,7 @@ def find_swiglu(model: nn.Module) -> tuple[list[SwigluSite], list[NotASite]]:
     for path, module, layers in _candidates(model):
         activation = _activation(module, layers)
         if activation == "silu":
-            sites.append(SwigluSite(path, layers, activation))
+            sites.append(SwigluSite(path, layers, activation, _width(module, layers)))
         elif activation not in ACTIVATIONS:
             others.append(NotASite(path, f"{type(module).__name__}: {activation}"))
     return sites, others
@@ -98,8 +99,14 @@ def find_geglu(model: nn.Module) -> tuple[list[GegluSite], list[NotASite]]:
     for path, module, layers in _candidates(model):
         activation = _activation(module, layers)
         if activation in ACTIVATIONS and activation != "silu":
-            sites.append(GegluSite(path, layers, activation))
+            sites.append(GegluSite(path, layers, activation, _width(module, layers)))
     return sites, []
+
+
+def _width(module: nn.Module, layers: tuple[str, ...]) -> int:
+    """What the gate hands to the last layer."""
+    width = getattr(module.get_submodule(layers[-1]), "in_features", 0)
+    return width if isinstance(width, int) else 0
 
 
 def _candidates(model: nn.Module) -> list[tuple[str, nn.Module, tuple[str, ...]]]:

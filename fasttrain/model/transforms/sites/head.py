@@ -19,9 +19,11 @@ class HeadSite:
     op: ClassVar[str] = "linear_cross_entropy"
     path: str
     classes: int
+    width: int
 
     def facts(self, profile: BatchProfile) -> dict[str, Any]:
-        return {"classes": self.classes}
+        rows = profile.supervised_tokens or profile.tokens
+        return {"classes": self.classes, "width": self.width, "rows": rows}
 
     def put(self, model: nn.Module, backend: str) -> None:
         """Make this model's losses fasttrain_kernels.linear_cross_entropy on `backend`."""
@@ -39,4 +41,5 @@ def find_heads(model: nn.Module) -> tuple[list[HeadSite], list[NotASite]]:
     reason = model.head.why_not_fused()
     if reason is not None:
         return [], [NotASite(path, reason)]
-    return [HeadSite(path, model.head.weight.shape[0])], []
+    classes, width = model.head.weight.shape
+    return [HeadSite(path, classes, width)], []

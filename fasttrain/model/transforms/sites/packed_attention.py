@@ -38,6 +38,7 @@ class AttentionSite:
     def facts(self, profile: BatchProfile) -> dict[str, Any]:
         facts = asdict(self)
         del facts["path"]
+        facts["rows"] = profile.tokens
         lengths = profile.document_lengths
         if lengths:  # that of the document which a token lies in, on average
             facts["document_length"] = round(sum(n * n for n in lengths) / sum(lengths))

@@ -51,7 +51,12 @@ class NormSite:
     weight_dtype: torch.dtype
 
     def facts(self, profile: BatchProfile) -> dict[str, Any]:
-        return {"width": self.width, "weight_dtype": self.weight_dtype, "style": self.style}
+        return {
+            "width": self.width,
+            "weight_dtype": self.weight_dtype,
+            "style": self.style,
+            "rows": profile.tokens,
+        }
 
     def put(self, model: nn.Module, backend: str) -> None:
         eps, style = self.eps, self.style

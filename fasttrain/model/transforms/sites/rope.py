@@ -40,9 +40,16 @@ class RopeSite:
     path: str
     head_dim: int
     style: str
+    query_heads: int
+    key_heads: int
 
     def facts(self, profile: BatchProfile) -> dict[str, Any]:
-        return {"head_dim": self.head_dim}
+        return {
+            "head_dim": self.head_dim,
+            "query_heads": self.query_heads,
+            "key_heads": self.key_heads,
+            "rows": profile.tokens,
+        }
 
     def put(self, model: nn.Module, backend: str) -> None:
         module = model.get_submodule(self.path)
@@ -62,7 +69,8 @@ def find_rope(model: nn.Module) -> tuple[list[RopeSite], list[NotASite]]:
     for path, module, functions in layers:
         style = _style(module, functions, trials)
         if style in STYLES:
-            sites.append(RopeSite(path, _head_dim(module) or trials[0][0].shape[-1], style))
+            width = _head_dim(module) or trials[0][0].shape[-1]
+            sites.append(RopeSite(path, width, style, *_heads(module)))
         else:
             others.append(NotASite(path, f"{type(module).__name__}: {style}"))
     return sites, others
@@ -137,6 +145,13 @@ def _trials(table: nn.Module) -> list[tuple[Tensor, Tensor]]:
         return [twin(x, positions, *([kind] if kind else [])) for kind in kinds]
     except (RuntimeError, TypeError, ValueError, AttributeError):
         return []
+
+
+def _heads(module: nn.Module) -> tuple[int, int]:
+    """Of queries and of keys, as transformers' configs name their numbers; 0 where unknown."""
+    config = getattr(module, "config", None)
+    query_heads = getattr(config, "num_attention_heads", None) or 0
+    return query_heads, getattr(config, "num_key_value_heads", None) or query_heads
 
 
 def _head_dim(module: nn.Module) -> int | None:
