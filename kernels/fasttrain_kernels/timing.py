@@ -36,6 +36,8 @@ TOO_SLOW = 4.0  # times the fastest; such a one is called no more
 LONG_CALL = 1.0  # seconds; then the first call of what doesn't compile says enough
 SHORTEST_SAMPLE = 1e-3  # seconds; shorter calls are repeated within a sample
 SHARE_OF_FREE_MEMORY = 0.25
+TIMES_THE_TENSORS = 3  # of the problem; beyond, a step's memory is not the model's any more
+SMALL = 256 * 2**20  # bytes that nobody minds
 
 
 class Sizes(NamedTuple):
@@ -99,8 +101,9 @@ def measure(
 
     in_model: the op's reference is not among them: a model's own code stands for eager PyTorch.
 
-    budget: bytes that a backend may hold beyond the tensors it is given; by default a quarter of
-    what is free. Nothing is measured for a problem of unknown size.
+    budget: bytes that a backend may hold beyond the tensors it is given; by default three times
+    these tensors, and no more than a quarter of what is free. Nothing is measured for a problem of
+    unknown size.
     """
     if problem.rows == 0:
         return
@@ -145,19 +148,25 @@ def _measured(
     op: Op, problem: Any, names: set[str], sizes: Sizes, budget: int | None
 ) -> dict[str, Any]:
     device = problem.device
-    budget = budget or int(memory.free(device) * SHARE_OF_FREE_MEMORY)
     with ExitStack() as stack:
         stack.enter_context(torch.inference_mode(False))
         stack.enter_context(torch.autocast(device.type, enabled=False))
         stack.enter_context(allowed_to_wait(device))
         module = importlib.import_module(op.workload)
         workload: Workload = module.workload(problem, rows=sizes.rows, lengths=sizes.lengths)
+        budget = budget or _budget(workload, device)
         trials = {name: _Trial(_on(op, workload, name)) for name in names}
         trials[PLAIN] = _Trial(lambda: workload.step(None))
         compiling = names - {EAGER} if device.type == "cuda" else _providers(op)
         _first_calls(trials, compiling, device, budget)
         _rounds(trials, device, budget)
     return {name: trial.record() for name, trial in trials.items()}
+
+
+def _budget(workload: Workload, device: torch.device) -> int:
+    tensors = sum(t.numel() * t.element_size() for t in (*workload.leaves, *workload.gradients))
+    wanted = max(SMALL, TIMES_THE_TENSORS * tensors)
+    return min(wanted, int(memory.free(device) * SHARE_OF_FREE_MEMORY))
 
 
 def _providers(op: Op) -> set[str]:
