@@ -113,6 +113,9 @@ BUILT_INS: dict[tuple[str, str], Entry] = {
         f"{_SCHEMA}.callback:NonFiniteGuardConfig",
         "fasttrain.callbacks.nonfinite_guard:NonFiniteGuard",
     ),
+    ("callback", "canary"): Entry(
+        f"{_SCHEMA}.callback:CanaryConfig", "fasttrain.callbacks.canary:Canary"
+    ),
     ("callback", "samples"): Entry(
         f"{_SCHEMA}.callback:SamplesConfig", "fasttrain.callbacks.samples:Samples"
     ),

@@ -21,6 +21,7 @@ VENDORS = {
         "fasttrain.optimizer",
         "fasttrain.data.collate",
         "fasttrain.callbacks.kernel_selection",
+        "fasttrain.callbacks.canary",
         "fasttrain.cli.kernels",
     ),
 }

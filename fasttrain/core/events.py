@@ -81,7 +81,7 @@ class LogRecord:
     step_seconds: float  # mean
     peak_memory_bytes: int  # of the device; of the process on a CPU
     skipped_steps: int = 0  # in the interval, for want of a finite loss or gradient
-    extras: dict[str, float] = field(default_factory=dict)
+    extras: dict[str, float] = field(default_factory=dict)  # of the loss, and Interval.metrics
 
 
 @dataclass(frozen=True)

@@ -84,7 +84,10 @@ class Meter:
             step_seconds=seconds / interval.steps,
             peak_memory_bytes=peak_memory_bytes(run.engine.device),
             skipped_steps=interval.skipped_steps,
-            extras={name: value / max(counted, 1) for name, value in interval.extras.items()},
+            extras={
+                **{name: value / max(counted, 1) for name, value in interval.extras.items()},
+                **interval.metrics,
+            },
         )
         run.interval = Interval()
         self.start()

@@ -35,6 +35,7 @@ class Interval:
     skipped_steps: int = 0
     seconds: float = 0.0
     extras: dict[str, float] = field(default_factory=dict)
+    metrics: dict[str, float] = field(default_factory=dict)  # what callbacks add to the log as is
 
 
 @dataclass

@@ -58,6 +58,19 @@ class NonFiniteGuardConfig(CallbackSection):
     """With `skip`: steps skipped in a row before the run stops all the same."""
 
 
+class CanaryConfig(CallbackSection):
+    """Computes a micro-batch now and then again with the kernels' references, and compares."""
+
+    type: Literal["canary"] = "canary"
+    every_steps: PositiveInt = 100
+    """Steps between two comparisons; each takes about two steps' time of one micro-batch."""
+    policy: Literal["warn", "quarantine", "stop"] = "warn"
+    """Beyond the bound: say so and name the culprit; also never use its kernel again on this
+    machine; or end the run."""
+    bound: PositiveFloat | None = None
+    """Relative difference of loss or gradient. Default: 1e-3 in float32, 0.1 in 16 bits."""
+
+
 class SamplesConfig(CallbackSection):
     """Lets the model write, before training, at evaluations and at the end."""
 
