@@ -28,7 +28,7 @@ class Candidate:
     name: str
     module: str
     devices: tuple[str, ...]  # empty: any
-    provider: bool = False  # whether it is somebody else's code
+    provider: bool = False  # whether it is somebody else's code, which may round as models do
     isolated: bool = False  # whether its first self-test on a machine has a process of its own
 
     def made_for(self, device_type: str) -> bool:

@@ -62,7 +62,13 @@ def test_transformers_still_loads_from_the_checkouts_root():
 
 # What an op is made of, and what a backend of several files, or of several ops, adds.
 EVERY_OP = {"__init__.py", "reference.py", "op.py", "self_test.py", "workload.py"}
-BACKENDS = {"cpu_kernel.py", "triton_kernel.py", "cuda_kernel.py"}
+BACKENDS = {
+    "cpu_kernel.py",
+    "triton_kernel.py",
+    "cuda_kernel.py",
+    "compile_provider.py",
+    "liger_provider.py",
+}
 PARTS = {
     "cross_entropy": {"native_rows.py", "triton_rows.py"},
     "linear_cross_entropy": {"arguments.py", "by_rows.py", "by_panels.py", "products.py"},

@@ -33,6 +33,7 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "tanh": lambda x: nn.functional.gelu(x, approximate="tanh"),
     "none": nn.functional.gelu,
 }
+GELUS = {"tanh": "gelu_tanh", "none": "gelu"}  # as kernels call them
 WIDTH, INNER = 4, 6  # of the twin
 SIZES = (1.0, 1e3)  # of its inputs: the large ones show where values are cut off
 
@@ -45,7 +46,8 @@ class _GatedSite:
     width: int  # of the gate
 
     def facts(self, profile: BatchProfile) -> dict[str, Any]:
-        return {"width": self.width, "rows": profile.tokens}
+        activation = GELUS.get(self.activation, "silu")
+        return {"activation": activation, "width": self.width, "rows": profile.tokens}
 
     def put(self, model: nn.Module, backend: str) -> None:
         layers, unit = self.layers, _unit(self.activation, backend)

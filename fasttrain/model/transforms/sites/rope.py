@@ -46,6 +46,7 @@ class RopeSite:
     def facts(self, profile: BatchProfile) -> dict[str, Any]:
         return {
             "head_dim": self.head_dim,
+            "style": self.style,
             "query_heads": self.query_heads,
             "key_heads": self.key_heads,
             "rows": profile.tokens,

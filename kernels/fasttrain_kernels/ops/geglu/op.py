@@ -15,7 +15,7 @@ GEGLU = Op(
     candidates=CANDIDATES,
     folder=FOLDER,
     describe=describe,
-    example={"width": 14336},
+    example={"activation": "gelu_tanh", "width": 14336},
 )
 
 

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from fasttrain_kernels.ops.packed_attention.providers import (
+    flash_varies,
     flash_why_not,
     flash_window,
     longest,
@@ -80,6 +81,11 @@ def unsupported(problem: Problem) -> str | None:
         return reason
     found = _find(problem.device, problem.head_dim)
     return found if isinstance(found, str) else None
+
+
+def varies(problem: Problem) -> str | None:
+    """Why two calls may differ in bits, or None."""
+    return flash_varies(problem)
 
 
 def forward(

@@ -27,6 +27,13 @@ def flash_why_not(problem: Problem) -> str | None:
     return None
 
 
+def flash_varies(problem: Problem) -> str | None:
+    """Why FlashAttention's kernels may give other bits from call to call, or None."""
+    if problem.device.type != "cuda":
+        return None
+    return "its backward pass adds up dq with atomics, in whatever order they come"
+
+
 def values_differ(problem: Problem) -> str:
     """The reason of a kernel that wants keys and values of one width."""
     return (

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from fasttrain_kernels.checks import short
 from fasttrain_kernels.ops.packed_attention.providers import (
+    flash_varies,
     flash_why_not,
     positive_scale,
     unserved,
@@ -22,6 +23,11 @@ def unsupported(problem: Problem) -> str | None:
     """The reason why torch's own attention can't serve `problem`, or None."""
     reason = _cpu_why_not(problem) if problem.device.type == "cpu" else flash_why_not(problem)
     return reason or unserved(problem, "window", "softcap", "sinks")
+
+
+def varies(problem: Problem) -> str | None:
+    """Why two calls may differ in bits, or None."""
+    return flash_varies(problem)
 
 
 def _cpu_why_not(problem: Problem) -> str | None:

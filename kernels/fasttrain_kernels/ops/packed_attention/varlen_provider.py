@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from fasttrain_kernels.ops.packed_attention.providers import (
+    flash_varies,
     flash_why_not,
     flash_window,
     longest,
@@ -26,6 +27,11 @@ def unsupported(problem: Problem) -> str | None:
     if not torch.backends.cuda.is_flash_attention_available():
         return "this build of torch has no FlashAttention"
     return None
+
+
+def varies(problem: Problem) -> str | None:
+    """Why two calls may differ in bits, or None."""
+    return flash_varies(problem)
 
 
 def forward(

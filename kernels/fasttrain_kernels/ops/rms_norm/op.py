@@ -42,6 +42,8 @@ RMS_NORM = Op(
     candidates=(
         Candidate("triton", f"{FOLDER}.triton_kernel", devices=("cuda",)),
         Candidate("cpu", f"{FOLDER}.cpu_kernel", devices=("cpu",)),
+        Candidate("liger", f"{FOLDER}.liger_provider", devices=("cuda",), provider=True),
+        Candidate("compile", f"{FOLDER}.compile_provider", devices=("cpu", "cuda"), provider=True),
     ),
     folder=FOLDER,
     describe=describe,
@@ -88,7 +90,7 @@ def _backward(
     dsum_rows = None if dsum is None else checks.rows(dsum)
     dx, dweight = RMS_NORM.run(
         "backward",
-        _problem(rows, weight, None, style),
+        _problem(rows, weight, None if dsum is None else dsum.dtype, style),
         backend,
         lambda kernel: kernel.backward(
             dy_rows, dsum_rows, rows, weight, rstd, style, needs_dx, needs_dweight

@@ -28,13 +28,15 @@ def describe(
     device: torch.device | str,
     dtype: torch.dtype,
     head_dim: int,
+    style: str = "half",
+    norm_style: str | None = None,
     query_heads: int = 0,
     key_heads: int = 0,
     rows: int = 0,
 ) -> Problem:
     """The problem of rotating the heads, of `head_dim` elements, of `rows` tokens."""
-    heads = (query_heads, key_heads)
-    return Problem(torch.device(device), dtype, head_dim, *heads, rounded(rows))
+    form, heads = (style, norm_style), (query_heads, key_heads)
+    return Problem(torch.device(device), dtype, head_dim, *form, *heads, rounded(rows))
 
 
 ROPE = Op(
@@ -42,6 +44,7 @@ ROPE = Op(
     candidates=(
         Candidate("triton", f"{FOLDER}.triton_kernel", devices=("cuda",)),
         Candidate("cpu", f"{FOLDER}.cpu_kernel", devices=("cpu",)),
+        Candidate("compile", f"{FOLDER}.compile_provider", devices=("cpu", "cuda"), provider=True),
     ),
     folder=FOLDER,
     describe=describe,
@@ -75,7 +78,7 @@ def _forward(
     q, k, cos, sin = map(checks.without_gaps, (q, k, cos, sin))
     result: tuple[Tensor, Tensor] = ROPE.run(
         "forward",
-        _problem(q, k),
+        _problem(q, k, style, None if q_norm is None and k_norm is None else norm_style),
         backend,
         lambda kernel: kernel.forward(q, k, cos, sin, q_norm, k_norm, eps, norm_style, style),
     )
@@ -101,7 +104,7 @@ def _backward(
     cos, sin = checks.without_gaps(cos), checks.without_gaps(sin)
     result: tuple[Tensor, Tensor, Tensor, Tensor] = ROPE.run(
         "backward",
-        _problem(dq, dk),
+        _problem(dq, dk, style, None if q_norm is None and k_norm is None else norm_style),
         backend,
         lambda kernel: kernel.backward(
             *heads, cos, sin, q_norm, k_norm, eps, norm_style, style, needs
@@ -110,13 +113,20 @@ def _backward(
     return result
 
 
-def _problem(q: Tensor | None, k: Tensor | None) -> Problem:
+def _problem(q: Tensor | None, k: Tensor | None, style: str, norm_style: str | None) -> Problem:
     """Of queries and keys, or of their gradients, of which one may be missing."""
     some = k if q is None else q
     assert some is not None
-    query_heads, key_heads = (0 if tensor is None else tensor.shape[1] for tensor in (q, k))
-    return Problem(
-        some.device, some.dtype, some.shape[2], query_heads, key_heads, rounded(some.shape[0])
+    heads = [0 if tensor is None else tensor.shape[1] for tensor in (q, k)]
+    return describe(
+        device=some.device,
+        dtype=some.dtype,
+        head_dim=some.shape[2],
+        style=style,
+        norm_style=norm_style,
+        query_heads=heads[0],
+        key_heads=heads[1],
+        rows=some.shape[0],
     )
 
 

@@ -36,6 +36,8 @@ class Problem(NamedTuple):
     device: torch.device
     dtype: torch.dtype
     head_dim: int
+    style: str = "half"
+    norm_style: str | None = None  # None: no norm
     query_heads: int = 0
     key_heads: int = 0
     rows: int = 0  # tokens; a power of two

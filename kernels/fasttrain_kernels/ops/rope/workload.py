@@ -10,7 +10,7 @@ from fasttrain_kernels.workload import Drawn, Workload
 
 
 def workload(problem: Problem, *, rows: int = 0, lengths: tuple[int, ...] = ()) -> Workload:
-    """Forward and backward of `rows` tokens, halves turned, whole heads, no norm."""
+    """Forward and backward of `rows` tokens, whole heads, without their norm."""
     tokens, width, dtype = rows or problem.rows, problem.head_dim, problem.dtype
     heads = (problem.query_heads or 1, problem.key_heads or 1)
     drawn = Drawn(problem.device)
@@ -19,19 +19,28 @@ def workload(problem: Problem, *, rows: int = 0, lengths: tuple[int, ...] = ()) 
     even = width // 2 * 2
     positions = torch.arange(tokens, device=problem.device)
     table = rope_table(positions, frequencies(1e4, even, problem.device))
-    cos, sin = (half.repeat(1, 2)[:, None].to(dtype) for half in table)
+    halves = problem.style == "half"
+    doubled = (part.repeat(1, 2) if halves else part.repeat_interleave(2, 1) for part in table)
+    cos, sin = (part[:, None].to(dtype) for part in doubled)
 
     def plain() -> tuple[Tensor, ...]:
         """apply_rotary_pos_emb of transformers."""
-        return tuple(_turned(x, cos, sin, even) for x in (q, k))
+        return tuple(_turned(x, cos, sin, even, halves) for x in (q, k))
 
     return Workload(
-        lambda backend: rope(q, k, table=table, backend=backend), plain, [q, k], gradients
+        lambda backend: rope(q, k, table=table, style=problem.style, backend=backend),
+        plain,
+        [q, k],
+        gradients,
     )
 
 
-def _turned(x: Tensor, cos: Tensor, sin: Tensor, even: int) -> Tensor:
+def _turned(x: Tensor, cos: Tensor, sin: Tensor, even: int, halves: bool) -> Tensor:
     turning, rest = x[..., :even], x[..., even:]
-    first, second = turning.chunk(2, -1)
-    turned = turning * cos + torch.cat((-second, first), -1) * sin
+    if halves:
+        first, second = turning.chunk(2, -1)
+        other = torch.cat((-second, first), -1)
+    else:
+        other = torch.stack((-turning[..., 1::2], turning[..., 0::2]), -1).flatten(-2)
+    turned = turning * cos + other * sin
     return turned if rest.shape[-1] == 0 else torch.cat((turned, rest), -1)

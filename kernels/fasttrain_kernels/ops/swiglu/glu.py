@@ -19,6 +19,8 @@ FOLDER = "fasttrain_kernels.ops.swiglu"
 CANDIDATES = (
     Candidate("triton", f"{FOLDER}.triton_kernel", devices=("cuda",)),
     Candidate("cpu", f"{FOLDER}.cpu_kernel", devices=("cpu",)),
+    Candidate("liger", f"{FOLDER}.liger_provider", devices=("cuda",), provider=True),
+    Candidate("compile", f"{FOLDER}.compile_provider", devices=("cpu", "cuda"), provider=True),
 )
 
 library = torch.library.Library("fasttrain", "FRAGMENT")
@@ -32,10 +34,15 @@ library.define(
 
 
 def describe(
-    *, device: torch.device | str, dtype: torch.dtype, width: int = 0, rows: int = 0
+    *,
+    device: torch.device | str,
+    dtype: torch.dtype,
+    activation: str = "silu",
+    width: int = 0,
+    rows: int = 0,
 ) -> Problem:
     """The problem of gating `rows` rows of `width` elements each."""
-    return Problem(torch.device(device), dtype, width, rounded(rows))
+    return Problem(torch.device(device), dtype, activation, width, rounded(rows))
 
 
 def _forward(gate: Tensor, up: Tensor | None, op: str, activation: str, backend: str) -> Tensor:
@@ -46,7 +53,7 @@ def _forward(gate: Tensor, up: Tensor | None, op: str, activation: str, backend:
         kernel.forward(*halves, activation, checks.rows(y))
         return y
 
-    y: Tensor = find(op).run("forward", _problem(halves[0]), backend, call)
+    y: Tensor = find(op).run("forward", _problem(halves[0], activation), backend, call)
     return y
 
 
@@ -71,13 +78,15 @@ def _backward(
         kernel.backward(dy_rows, *halves, activation, dgate_rows, dup_rows)
         return dgate, dup
 
-    gradients: tuple[Tensor, Tensor] = find(op).run("backward", _problem(halves[0]), backend, call)
+    gradients: tuple[Tensor, Tensor] = find(op).run(
+        "backward", _problem(halves[0], activation), backend, call
+    )
     return gradients
 
 
-def _problem(gate: Tensor) -> Problem:
+def _problem(gate: Tensor, activation: str) -> Problem:
     count, width = gate.shape
-    return Problem(gate.device, gate.dtype, width, rounded(count))
+    return Problem(gate.device, gate.dtype, activation, width, rounded(count))
 
 
 def _halves(gate: Tensor, up: Tensor | None) -> tuple[Tensor, Tensor]:

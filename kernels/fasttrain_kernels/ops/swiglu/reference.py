@@ -37,6 +37,7 @@ class Problem(NamedTuple):
 
     device: torch.device
     dtype: torch.dtype
+    activation: str = "silu"  # "silu", "gelu" or "gelu_tanh"
     width: int = 0
     rows: int = 0  # a power of two
 

@@ -26,10 +26,10 @@ def parity(
     """
     worst = 0.0
     for dtype in DTYPES:
-        if kernel.unsupported(Problem(device, dtype)) is not None:
-            continue
         for shape in SHAPES:
             for activation in activations:
+                if kernel.unsupported(Problem(device, dtype, activation)) is not None:
+                    continue
                 for packed in (False, True):
                     found = _one(kernel, device, dtype, shape, activation, packed, truncating)
                     worst = max(worst, found)

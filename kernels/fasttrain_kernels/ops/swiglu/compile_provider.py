@@ -1,0 +1,9 @@
+"""The definition of swiglu, compiled by torch.compile."""
+
+from fasttrain_kernels.compiled import advice, compiled, unsupported
+from fasttrain_kernels.ops.swiglu import reference
+
+forward = compiled(reference.forward)
+backward = compiled(reference.backward)
+
+__all__ = ["advice", "backward", "forward", "unsupported"]
