@@ -131,6 +131,11 @@ class Op:
         taken = decide(self, problem, asked).backend
         return Chosen(self.name, self.candidate(taken), problem, asked.named)
 
+    def _reference(self) -> ModuleType:
+        module = self.candidate(EAGER).load()
+        assert isinstance(module, ModuleType)
+        return module
+
     # --- a call that has failed ------------------------------------------------------------------
 
     def _after(
@@ -158,8 +163,9 @@ class Op:
         """The call on another backend. What fails there too is the call's own fault."""
         self.aside.add(chosen.candidate.name)
         try:
-            other = EAGER if chosen.named else backend
-            return self._decided(chosen.problem, other).call(phase, call)
+            if chosen.named:  # whoever asked for it would be asked again
+                return call(self._reference())
+            return self._decided(chosen.problem, backend).call(phase, call)
         except torch.OutOfMemoryError:
             raise
         except Exception:
@@ -169,10 +175,8 @@ class Op:
 
     def _compared(self, result: Any, chosen: Chosen, phase: str, call: Call) -> Any:
         """`result`, which is not finite, if the reference's isn't either; else the reference's."""
-        reference = self.candidate(EAGER).load()
-        assert isinstance(reference, ModuleType)
         try:
-            expected = call(reference)
+            expected = call(self._reference())
         except torch.OutOfMemoryError:
             return result
         if not is_finite(expected):
