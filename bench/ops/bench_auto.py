@@ -1,0 +1,125 @@
+"""Whether "auto" takes the fastest: each op on shapes of its own benchmark, forward and backward,
+on every backend that can serve and on "auto" after a timing pass.
+
+`python bench/auto.py` says what the results come to. `--compile` has torch.compile's code compete
+too, which takes seconds a case to make.
+"""
+
+import pytest
+import torch
+from fasttrain_kernels import use
+from fasttrain_kernels.registry import find
+from fasttrain_kernels.selection import why_not
+from fasttrain_kernels.settings import AUTO
+
+from bench.harness import Absent, Case, Provider, chosen_device
+
+F32, BF16 = torch.float32, torch.bfloat16
+LONGEST = 1.0  # seconds; a backend that takes longer is called once
+FEWEST_ROUNDS = 15
+
+
+def attention(document, dtype=F32):
+    heads = {"head_dim": 64, "query_heads": 8, "key_heads": 8}
+    return {**heads, "document_length": document, "rows": 4096, "dtype": dtype}
+
+
+CPU_CASES = [
+    *(("rms_norm", {"rows": r, "width": w, "dtype": F32}) for r, w in ((4096, 512), (8192, 1024))),
+    ("rms_norm", {"rows": 32768, "width": 128, "dtype": F32}),
+    ("rms_norm", {"rows": 8192, "width": 1024, "dtype": BF16}),
+    ("rms_norm", {"rows": 4096, "width": 512, "dtype": F32, "residual_dtype": F32}),
+    *(
+        ("rope", {"rows": r, "query_heads": q, "key_heads": k, "head_dim": d, "dtype": t})
+        for r, q, k, d, t in (
+            (4096, 8, 8, 64, F32),
+            (4096, 16, 2, 128, F32),
+            (128, 8, 8, 64, F32),
+            (4096, 8, 8, 64, BF16),
+        )
+    ),
+    *(
+        (op, {"rows": r, "width": w, "dtype": t} | more)
+        for op, more in (("swiglu", {}), ("geglu", {"activation": "gelu_tanh"}))
+        for r, w, t in ((4096, 1376, F32), (2048, 8192, F32), (4096, 1376, BF16))
+    ),
+    *(
+        ("embedding", {"rows": 4096, "width": 512, "vocabulary": 32000, "dtype": t})
+        for t in (F32, BF16)
+    ),
+    ("cross_entropy", {"rows": 2048, "classes": 32000, "dtype": F32}),
+    ("cross_entropy", {"rows": 512, "classes": 32000, "dtype": BF16}),
+    ("linear_cross_entropy", {"rows": 2048, "width": 512, "classes": 32000, "dtype": F32}),
+    ("linear_cross_entropy", {"rows": 512, "width": 192, "classes": 4096, "dtype": F32}),
+    *(("packed_attention", attention(length)) for length in (64, 512, 4096)),
+    ("packed_attention", attention(512, BF16)),
+]
+CUDA_CASES = [
+    ("rms_norm", {"rows": 16384, "width": 4096, "dtype": BF16}),
+    ("rope", {"rows": 16384, "query_heads": 32, "key_heads": 8, "head_dim": 128, "dtype": BF16}),
+    ("swiglu", {"rows": 16384, "width": 14336, "dtype": BF16}),
+    ("geglu", {"rows": 16384, "width": 14336, "dtype": BF16, "activation": "gelu_tanh"}),
+    ("embedding", {"rows": 16384, "width": 4096, "vocabulary": 128256, "dtype": BF16}),
+    ("cross_entropy", {"rows": 8192, "classes": 128256, "dtype": BF16}),
+    ("linear_cross_entropy", {"rows": 8192, "width": 4096, "classes": 128256, "dtype": BF16}),
+    *(
+        (
+            "packed_attention",
+            attention(length, BF16)
+            | {"rows": 16384, "head_dim": 128, "query_heads": 32, "key_heads": 8},
+        )
+        for length in (128, 2048, 16384)
+    ),
+]
+
+
+def name_of(op, facts):
+    shown = (str(value).removeprefix("torch.") for value in facts.values())
+    return f"{op} {' '.join(shown)}"
+
+
+def pytest_generate_tests(metafunc):
+    cases = CUDA_CASES if chosen_device(metafunc.config) == "cuda" else CPU_CASES
+    metafunc.parametrize(("op", "facts"), cases, ids=[name_of(*case) for case in cases])
+
+
+def test_auto(compare, device, request, op, facts):
+    found = find(op)
+    problem = found.describe(device=device, **facts)
+    module = __import__(found.workload, fromlist=["workload"])
+    workload = module.workload(problem)
+    with_compile = request.config.getoption("--compile")
+
+    def named(backend):
+        def build():
+            reason = why_not(found, found.candidate(backend), problem)
+            if reason is not None:
+                raise Absent(reason)
+            return lambda: workload.step(backend)
+
+        return Provider(backend, build, longest=LONGEST)
+
+    def auto():
+        able = tuple(c.name for c in found.candidates if c.provider and c.name != "compile")
+        with use(autotune="full", providers=("all",) if with_compile else able):
+            workload.step(AUTO)
+        return lambda: workload.step(AUTO)
+
+    tensors = (*workload.leaves, *workload.gradients)
+    moved = 2 * sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+    names = [c.name for c in found.candidates if c.made_for(torch.device(device).type)]
+    compare(
+        Case("auto", name_of(op, facts), moved, rounds=FEWEST_ROUNDS),
+        [
+            Provider("auto", auto),
+            *(named(name) for name in names if name != "compile" or with_compile),
+        ],
+        ours="auto",
+        baseline="eager",
+    )
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path_factory, monkeypatch):
+    """Times of this run, not of one before."""
+    monkeypatch.setenv("FASTTRAIN_CACHE", str(tmp_path_factory.getbasetemp() / "kernels"))
