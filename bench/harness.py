@@ -70,6 +70,9 @@ class Provider:
     build: Callable[[], Callable[[], object]]
     compiles: bool = True  # or tunes, so that the first call says nothing about the others
     longest: float = LONGEST_CALL  # seconds; called once if a call takes longer
+    settles: bool = (
+        False  # a call before each sample isn't timed: memory is as its own calls leave it
+    )
 
 
 @dataclass
@@ -134,7 +137,11 @@ def time_providers(
         round_seconds += once * calls[provider.name]
         steps[provider.name] = step
 
+    settling = {provider.name for provider in providers if provider.settles}
+
     def take(name: str) -> None:
+        if name in settling:
+            steps[name]()
         timings[name].samples.append(sample(steps[name], device, calls[name]))
 
     def take_others() -> None:

@@ -97,7 +97,7 @@ def test_auto(compare, device, request, op, facts):
                 raise Absent(reason)
             return lambda: workload.step(backend)
 
-        return Provider(backend, build, longest=LONGEST)
+        return Provider(backend, build, longest=LONGEST, settles=True)
 
     def auto():
         able = tuple(c.name for c in found.candidates if c.provider and c.name != "compile")
@@ -111,7 +111,7 @@ def test_auto(compare, device, request, op, facts):
     compare(
         Case("auto", name_of(op, facts), moved, rounds=FEWEST_ROUNDS),
         [
-            Provider("auto", auto),
+            Provider("auto", auto, settles=True),
             *(named(name) for name in names if name != "compile" or with_compile),
         ],
         ours="auto",
