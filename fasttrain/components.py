@@ -139,14 +139,16 @@ DEFAULT_TYPES: dict[str, str] = {
     "engine": "auto",
 }
 
-# Callbacks every run has, outermost first; an entry of that name under `callbacks:` replaces it.
+# Callbacks every run has, outermost first; an entry of that name under `callbacks:` replaces it, as
+# does one of a class derived from it.
 ALWAYS_CALLBACKS: tuple[str, ...] = (
-    "kernel_selection",
     "nonfinite_guard",
     "metrics_file",
     "loss_plot",
     "console",
 )
+# The same, inside all others: what it decides is there for everybody's wrappers to change.
+INNERMOST_CALLBACKS: tuple[str, ...] = ("kernel_selection",)
 
 # Transforms of the model in the order that works: adapters change which modules there are, kernels
 # take their sites, checkpointing wraps the layers, and what is compiled is the result.

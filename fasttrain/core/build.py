@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from fasttrain.components import ALWAYS_CALLBACKS, TRANSFORM_ORDER
+from fasttrain.components import ALWAYS_CALLBACKS, INNERMOST_CALLBACKS, TRANSFORM_ORDER
 from fasttrain.config.errors import Problem, UserError
 from fasttrain.config.load import LoadedConfig
 from fasttrain.config.registry import (
@@ -150,15 +150,26 @@ def build_engine(config: TrainConfig) -> Engine:
 def build_callbacks(
     config: TrainConfig, method: type[Trainer], extra: Iterable[Callback]
 ) -> list[Callback]:
-    """The ones every run has, the method's, the config's, then those given in Python."""
+    """The ones every run has, the method's, the config's, then those given in Python; innermost the
+    choice of kernels."""
     sections = {section.type: section for section in config.callbacks}
-    always = [sections.pop(name, None) or CALLBACKS.config(name)() for name in ALWAYS_CALLBACKS]
-    built = [CALLBACKS.component(section.type)(section) for section in always]
-    built += [callback() for callback in method.callbacks]
+
+    def built_in(names: tuple[str, ...]) -> list[Callback]:
+        found = [sections.pop(name, None) or CALLBACKS.config(name)() for name in names]
+        return [CALLBACKS.component(section.type)(section) for section in found]
+
+    first, last = built_in(ALWAYS_CALLBACKS), built_in(INNERMOST_CALLBACKS)
+    own = [callback() for callback in method.callbacks]
     for section in config.callbacks:
         if section.type in sections:
-            built.append(CALLBACKS.component(section.type)(section))
-    return [*built, *extra]
+            own.append(CALLBACKS.component(section.type)(section))
+    own += extra
+    return [*_not_derived(first, own), *own, *_not_derived(last, own)]
+
+
+def _not_derived(built_in: list[Callback], own: list[Callback]) -> list[Callback]:
+    """Those of which `own` has no subclass, which would take its place."""
+    return [each for each in built_in if not any(isinstance(one, type(each)) for one in own)]
 
 
 def refuse_kill_file(run: Run) -> None:

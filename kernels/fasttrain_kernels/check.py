@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from fasttrain_kernels.proof import first_line, full_parity
+from fasttrain_kernels.proof import first_line, full_parity, limit
 from fasttrain_kernels.registry import OPS, Candidate, find
 from fasttrain_kernels.selection import advice, why_not
 
@@ -24,10 +24,11 @@ class Checked:
     backend: str
     parity: float | None  # worst error in units of what is allowed; None: not run
     reason: str | None  # why it was not run, or how it failed
+    limit: float = 1.0  # what it may be
 
     @property
     def passed(self) -> bool:
-        return self.parity is not None and self.parity <= 1.0
+        return self.parity is not None and self.parity <= self.limit
 
 
 def check(
@@ -58,6 +59,6 @@ def _checked(op: Op, candidate: Candidate, device: torch.device, named: bool) ->
         return Checked(op.name, candidate.name, None, reason)
     try:
         parity = full_parity(op.self_test, candidate.module, device)
-        return Checked(op.name, candidate.name, parity, None)
+        return Checked(op.name, candidate.name, parity, None, limit(candidate))
     except Exception as error:  # whatever it is, it is what was asked for
         return Checked(op.name, candidate.name, math.inf, first_line(error))

@@ -111,7 +111,7 @@ class Op:
             result = chosen.call(phase, call)
         except Exception as error:
             return self._after(error, chosen, phase, backend, call if repeatable else None)
-        if repeatable and chosen.is_to_be_checked() and not is_finite(result):
+        if repeatable and chosen.is_to_be_checked() and not is_finite(result, problem.device):
             return self._compared(result, chosen, phase, call)
         return result
 
@@ -172,6 +172,7 @@ class Op:
             raise error from None
         finally:
             self.aside.discard(chosen.candidate.name)
+            self.forget()  # what another thread may have chosen meanwhile
 
     def _compared(self, result: Any, chosen: Chosen, phase: str, call: Call) -> Any:
         """`result`, which is not finite, if the reference's isn't either; else the reference's."""
@@ -179,7 +180,7 @@ class Op:
             expected = call(self._reference())
         except torch.OutOfMemoryError:
             return result
-        if not is_finite(expected):
+        if not is_finite(expected, chosen.problem.device):
             return result
         name = chosen.candidate.name
         reason = f"its {phase} pass gives values that are not finite, where the reference's are"
@@ -224,15 +225,22 @@ def explain(op: str | None = None, **facts: Any) -> tuple[Choice, ...]:
     return tuple(choose(name, **OPS[name].example, **facts) for name in sorted(OPS))
 
 
-def quarantine(op: str, backend: str, reason: str, *, device: torch.device | str = "cpu") -> None:
-    """Never take a backend of an op on such a device again, until it is reset.
+def quarantine(
+    op: str, backend: str, reason: str, *, device: torch.device | str | None = None
+) -> None:
+    """Never take a backend of an op again, until it is reset: for faults that no self-test sees.
 
-    For those who see a fault that no self-test has. ValueError for unknown names.
+    device: where; by default wherever there is a device that the backend is made for. ValueError
+    for unknown names.
     """
-    names = [candidate.name for candidate in find(op).candidates if candidate.name != EAGER]
+    found = find(op)
+    names = [candidate.name for candidate in found.candidates if candidate.name != EAGER]
     if backend not in names:
         raise ValueError(f"{op} has no backend {backend!r}; it has {', '.join(names)}")
-    find(op).quarantine(backend, torch.device(device), reason)
+    here = ("cpu", "cuda") if torch.cuda.is_available() else ("cpu",)
+    for place in here if device is None else (device,):
+        if found.candidate(backend).made_for(torch.device(place).type):
+            found.quarantine(backend, torch.device(place), reason)
 
 
 def reset(op: str | None = None, backend: str | None = None) -> None:

@@ -67,11 +67,11 @@ class Chosen:
         return result
 
 
-def is_finite(result: Any) -> bool:
+def is_finite(result: Any, device: torch.device) -> bool:
     """Whether every number of a kernel's result is. Waits for the device."""
-    with torch.no_grad():
+    with torch.no_grad(), allowed_to_wait(device):
         largest = [torch.linalg.vector_norm(t.detach(), float("inf")) for t in _floats(result)]
-    return all(bool(value.isfinite()) for value in largest)
+        return all(bool(value.isfinite()) for value in largest)
 
 
 def _floats(result: Any) -> Iterator[Tensor]:

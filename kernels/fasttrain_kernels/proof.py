@@ -62,7 +62,7 @@ def _run(op: str, self_test: str, candidate: Candidate, problem: Any, store: Sto
     try:
         with store.in_flight(op, candidate.name, "self-test"):
             parity = test(self_test, candidate.module, problem)
-        if parity <= (PROVIDERS_LIMIT if candidate.provider else 1.0):
+        if parity <= limit(candidate):
             return parity
         reason = f"its self-test is off by {parity:.3g} times what is allowed"
     except torch.OutOfMemoryError:
@@ -78,6 +78,11 @@ def full_parity(self_test: str, module: str, device: torch.device) -> float:
     parity: Callable[[Any, torch.device], float] = importlib.import_module(self_test).parity
     with _undisturbed(device):
         return parity(importlib.import_module(module), device)
+
+
+def limit(candidate: Candidate) -> float:
+    """What its parity may be."""
+    return PROVIDERS_LIMIT if candidate.provider else 1.0
 
 
 def in_this_process(self_test: str, module: str, problem: Any) -> float:
