@@ -135,7 +135,8 @@ def _automatic(op: Op, problem: Any, asked: Wish, sizes: Sizes | None, in_model:
         proper = [candidate for candidate in able if _proves(op, candidate, problem, rejected)]
         timing.measure(op, problem, proper, sizes, in_model=in_model)
     if asked.autotune != "off":
-        times = timing.milliseconds(op, problem, in_model=in_model)
+        known = timing.milliseconds(op, problem, in_model=in_model)
+        times = {c.name: known[c.name] for c in able if c.name in known}
         rejected |= timing.rejections(op, problem)
     for candidate in _order(able, problem, asked, times):
         if candidate.name not in rejected and _proves(op, candidate, problem, rejected):
@@ -182,8 +183,8 @@ def _order(
             return (1, 0.0) if time <= NEARLY * fastest else (2, time)
         return (4 if candidate.name == EAGER else 3), 0.0
 
-    untimed = [c for c in able if c.name in times or advice(c, problem) is None]
-    return sorted(untimed, key=rank)
+    wanted = {asked.preferred, *times}
+    return sorted((c for c in able if c.name in wanted or advice(c, problem) is None), key=rank)
 
 
 def _first(op: Op, problem: Any, asked: Wish) -> Candidate:

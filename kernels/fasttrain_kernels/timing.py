@@ -10,6 +10,7 @@ be deterministic.
 from __future__ import annotations
 
 import importlib
+import logging
 import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
@@ -38,6 +39,9 @@ SHORTEST_SAMPLE = 1e-3  # seconds; shorter calls are repeated within a sample
 SHARE_OF_FREE_MEMORY = 0.25
 TIMES_THE_TENSORS = 3  # of the problem; beyond, a step's memory is not the model's any more
 SMALL = 256 * 2**20  # bytes that nobody minds
+
+
+log = logging.getLogger("fasttrain.kernels")
 
 
 class Sizes(NamedTuple):
@@ -113,6 +117,7 @@ def measure(
         return
     with store.measuring():
         if anew or not names <= _records(op, problem).keys():
+            log.info("%s: timing %s", op.name, ", ".join(sorted(names)))
             backends = _measured(op, problem, names, sizes or Sizes(), budget)
             store.put("times", _key(op, problem), {"date": now(), "backends": backends})
 

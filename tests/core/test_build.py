@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from fasttrain.callbacks.kernel_selection import KernelSelection
 from fasttrain.config.errors import UserError
 from fasttrain.config.load import load
 from fasttrain.config.schema.model import (
@@ -71,6 +72,19 @@ def test_kernels_take_their_place_among_the_transforms(listed, order):
     assert [section.type for section in ordered_transforms(listed)] == order
 
 
+def test_the_choice_of_kernels_is_innermost_and_a_class_derived_from_it_takes_its_place():
+    class Mine(KernelSelection):
+        pass
+
+    extra = Callback()
+    built = build_callbacks(config(), SFTTrainer, [extra])
+    assert type(built[-1]) is KernelSelection and built[-2] is extra
+    mine = Mine()
+    built = build_callbacks(config(), SFTTrainer, [mine, extra])
+    assert [each for each in built if isinstance(each, KernelSelection)] == [mine]
+    assert built[-1] is extra
+
+
 def test_a_listed_callback_sets_the_options_of_the_one_that_is_always_there():
     listed = config(callbacks=[{"type": "nonfinite_guard", "policy": "skip"}, "samples"])
     mine = Callback()
@@ -78,5 +92,5 @@ def test_a_listed_callback_sets_the_options_of_the_one_that_is_always_there():
     names = [type(callback).__name__ for callback in built]
     assert names.count("NonFiniteGuard") == 1
     assert built[names.index("NonFiniteGuard")].config.policy == "skip"
-    assert names[-2] == "Samples"
-    assert built[-1] is mine
+    assert names[-3:] == ["Samples", "Callback", "KernelSelection"]
+    assert built[-2] is mine

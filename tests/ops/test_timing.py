@@ -75,6 +75,15 @@ def test_order_decides_between_those_that_are_nearly_as_fast():
     assert reasons(row) == {"good": "slower: 1.03 ms", "other": "slower: 1 ms"}
 
 
+def test_what_a_plan_has_taken_by_its_time_is_taken_in_calls_of_other_sizes():
+    op = make("good", "reluctant")
+    assert "reluctant" in reasons(op.choose(PROBLEM))
+    assert op.choose(PROBLEM, "auto:reluctant").backend == "reluctant"
+    record(op, {"good": {"ms": 1.0}, "reluctant": {"ms": 0.5}, "gone": {"ms": 0.1}})
+    row = op.choose(PROBLEM)
+    assert (row.backend, row.reason) == ("reluctant", "fastest of 2 that were timed")
+
+
 def record(op, backends):
     op.forget()
     store_for("cpu").put("times", timing._key(op, PROBLEM), {"backends": backends})
