@@ -41,7 +41,7 @@ import torch
 
 from fasttrain.config.errors import Problem, UserError
 from fasttrain.config.schema.base import ComponentSection
-from fasttrain.core.batch import LossSum, StepBatch, StepResult
+from fasttrain.core.batch import LossFunction, LossSum, StepBatch, StepResult
 from fasttrain.core.data_report import DataReport
 from fasttrain.core.interfaces import LanguageModel, PreparedData
 from fasttrain.core.kernel_plan import KernelPlan
@@ -57,6 +57,7 @@ if TYPE_CHECKING:
 class StepStart:
     step: int  # 1-based number of the step that begins
     batch: StepBatch
+    loss: LossFunction  # of one micro-batch, with its wrappers: what the step will call
 
 
 @dataclass(frozen=True)

@@ -341,6 +341,17 @@ class Engine(ABC):
         """What `make()` gives on rank 0, on every rank: for decisions that all must share."""
 
     @abstractmethod
+    def loss_and_gradients(
+        self, batch: Batch, loss: LossFunction
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """A micro-batch's loss per supervised token () and the gradient of each trained parameter,
+        by name, computed as in a step: in training mode, autocast around the forward pass alone.
+
+        For who compares: `.grad`, optimizer and buffers stay as they are, and wrappers of
+        `backward` aren't called. Each rank has its own micro-batch; nothing is summed over them.
+        """
+
+    @abstractmethod
     def sum_over_ranks(self, values: Tensor) -> Tensor:
         """`values` (n,) fp64 added up over the data-parallel ranks."""
 

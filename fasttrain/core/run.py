@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -82,6 +84,10 @@ class Run:
     notes: list[tuple[str, str]] = field(default_factory=list)
     # Facts for the summary at the end, by label; a later one replaces an earlier one.
     summary: dict[str, str] = field(default_factory=dict)
+
+    # `with run.paused():` what happens inside is no part of the training's time. Steps that the
+    # device has not finished yet are, and are waited for first.
+    paused: Callable[[], AbstractContextManager[None]] = nullcontext
 
     # The kinds of checkpoint whose last save failed.
     failed_saves: set[str] = field(default_factory=set)

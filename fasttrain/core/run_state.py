@@ -6,7 +6,7 @@ JSON holds a float as the shortest text that reads back as the same bits, so not
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import asdict, fields
+from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any
 
 from torch.optim.lr_scheduler import LambdaLR
@@ -83,8 +83,8 @@ def load_state_dict(run: Run, state: dict[str, Any]) -> None:
         )
     for name in _COUNTERS:
         setattr(run, name, state["counters"][name])
-    for each in fields(run.interval):
-        setattr(run.interval, each.name, state["interval"][each.name])
+    # A field that came later is absent from older states, and at its default is what it was then.
+    run.interval = replace(run.interval, **state["interval"])
     _load_schedule(run, state["schedule"])
     saved = {entry["name"]: entry["state"] for entry in state["callbacks"]}
     for name, callback in _named_callbacks(run):

@@ -41,6 +41,7 @@ class Trainer(ABC):
         self.run = run
         self.saver = saver
         self.meter = Meter(run)
+        run.paused = self.meter.paused
 
     @abstractmethod
     def loss(self, model: LanguageModel, batch: Batch) -> LossSum:
@@ -67,7 +68,7 @@ class Trainer(ABC):
     def step(self, batch: StepBatch) -> None:
         """One optimizer step, and what is due after it: log, evaluate, save, stop."""
         run = self.run
-        run.hooks.emit("step_start", StepStart(run.step + 1, batch))
+        run.hooks.emit("step_start", StepStart(run.step + 1, batch, self._wrapped_loss))
         result = run.engine.train_step(batch.micro_batches, self._wrapped_loss)
         run.last_learning_rate = float(run.scheduler.get_last_lr()[0])
         run.scheduler.step()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, TypeVar
 
 import torch
@@ -91,6 +91,20 @@ class LocalEngine(Engine):
         self.model.eval()
         with torch.no_grad():
             return self._forward(batch.to(self.device), loss)
+
+    def loss_and_gradients(
+        self, batch: Batch, loss: LossFunction
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        self.model.train()
+        trained = {n: p for n, p in self.model.named_parameters() if p.requires_grad}
+        with _buffers_kept(self.model):
+            part = self._forward(batch.to(self.device), loss)
+            mean = part.sum / max(part.count, 1)
+            if not mean.requires_grad:  # see _backward
+                return mean, {name: torch.zeros_like(p) for name, p in trained.items()}
+            # An expert that met no token has zeros.
+            gradients = torch.autograd.grad(mean, tuple(trained.values()), materialize_grads=True)
+        return mean.detach(), dict(zip(trained, gradients, strict=True))
 
     def _forward(self, batch: Batch, loss: LossFunction) -> LossSum:
         with self._autocast():
@@ -195,6 +209,22 @@ class LocalEngine(Engine):
             on_device = value.dim() > 0 or step_on_device
             state = self.optimizer.state[parameter]
             state[state_name] = value.clone().to(parameter.device if on_device else "cpu")
+
+
+@contextmanager
+def _buffers_kept(model: nn.Module) -> Iterator[None]:
+    """Buffers that a forward pass changes or replaces, such as running means, are put back."""
+    kept = [
+        (module, name, buffer, buffer.clone())
+        for module in model.modules()
+        for name, buffer in module.named_buffers(recurse=False)
+    ]
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            for module, name, buffer, value in kept:
+                setattr(module, name, buffer.copy_(value))
 
 
 def _require_same_names(saved: set[str], present: set[str], what: str) -> None:

@@ -60,7 +60,7 @@ def test_every_counter_comes_back_exactly(tmp_path):
     run.best_eval_loss, run.best_step = 5e-324, 2
     run.interval = Interval(
         loss_sum=1 / 3, counted_tokens=5, supervised_tokens=6, tokens=7, steps=2, skipped_steps=1,
-        seconds=0.7, extras={"accuracy": 2 / 3},
+        seconds=0.7, extras={"accuracy": 2 / 3}, metrics={"canary_loss_difference": 1e-7 / 3},
     )  # fmt: skip
     fresh = run_with(tmp_path)
     fresh.load_state_dict(through_text(run))
@@ -175,7 +175,8 @@ def test_other_training_documents_are_refused(tmp_path):
 
 
 def test_the_format_number_covers_these_fields(tmp_path):
-    # Where this fails, checkpoints written before can't be read any more: raise run_state.FORMAT.
+    # Where this fails, checkpoints written before may not be read any more: raise run_state.FORMAT,
+    # or show that they still are, as below.
     state = run_with(tmp_path).state_dict()
     assert list(state["counters"]) == [
         "step", "epoch", "step_in_epoch", "tokens", "supervised_tokens", "last_learning_rate",
@@ -183,5 +184,13 @@ def test_the_format_number_covers_these_fields(tmp_path):
     ]  # fmt: skip
     assert list(state["interval"]) == [each.name for each in fields(Interval)] == [
         "loss_sum", "counted_tokens", "supervised_tokens", "tokens", "steps", "skipped_steps",
-        "seconds", "extras",
+        "seconds", "extras", "metrics",
     ]  # fmt: skip
+
+
+def test_a_state_from_before_the_intervals_metrics_is_read(tmp_path):
+    state = through_text(run_with(tmp_path))
+    del state["interval"]["metrics"]
+    fresh = run_with(tmp_path)
+    fresh.load_state_dict(state)
+    assert fresh.interval == Interval()

@@ -334,6 +334,40 @@ def test_overfit_first_batch_sees_one_batch(tmp_path):
     assert (trainer.run.epoch, trainer.run.step_in_epoch) == (1, 2)
 
 
+def test_what_a_callback_does_in_a_pause_is_no_training_time(tmp_path, monkeypatch):
+    clock = SimpleNamespace(now=0.0)
+    monkeypatch.setattr("fasttrain.core.meter.time.perf_counter", lambda: clock.now)
+
+    class Slow(Callback):
+        def on_step_start(self, run, record):
+            clock.now += 1
+            with run.paused():
+                clock.now += 100
+
+    trainer, recorder = make_trainer(tmp_path, callbacks=[Slow()])
+    trainer.train()
+    assert [log.step_seconds for log in recorder.logs] == [1.0, 1.0]
+
+
+def test_a_step_says_with_which_loss_it_begins(tmp_path):
+    seen = {}
+
+    class Doubled(Callback):
+        def wrap_loss(self, run, call, model, batch):
+            part = call(model, batch)
+            return LossSum(part.sum * 2, part.count)
+
+        def on_step_start(self, run, record):
+            seen[record.step] = record.loss(record.batch.micro_batches[0]).sum.item()
+
+        def on_step_end(self, run, record):
+            assert seen[record.step] == pytest.approx(record.result.loss_sum.item())
+
+    trainer, _ = make_trainer(tmp_path, callbacks=[Doubled()], total_steps=2)
+    trainer.train()
+    assert seen.keys() == {1, 2}
+
+
 def test_a_skipped_step_counts_its_tokens_and_not_its_loss(tmp_path):
     class Poison(Callback):
         def wrap_loss(self, run, call, model, batch):

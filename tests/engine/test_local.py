@@ -172,6 +172,81 @@ def test_mixed_precision_keeps_fp32_weights():
     assert {p.dtype for p in model.parameters()} == {torch.float32}
 
 
+class Restless(ToyModel):
+    """Counts its forward passes in buffers: one that is changed, one that is replaced."""
+
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("changed", torch.zeros(1))
+        self.register_buffer("replaced", torch.zeros(1))
+        self.unused = torch.nn.Parameter(torch.ones(3))
+        self.head.bias.requires_grad_(False)
+
+    def forward(self, batch):
+        assert self.training
+        self.changed += 1
+        self.replaced = self.replaced + 1
+        rows = torch.nn.functional.dropout(self.embedding(batch.input_ids), 0.5)
+        return self.head(self.norm(rows))
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16-mixed"])
+def test_loss_and_gradients_are_those_of_a_step_and_leave_no_trace(precision):
+    model, batch = Restless(), batch_of(*DOCUMENTS)
+    model.eval()
+    taken = {}
+
+    class Look(Callback):
+        def wrap_optimizer_step(self, run, call, skip):
+            named = model.named_parameters()
+            taken.update({n: p.grad.clone() for n, p in named if p.grad is not None})
+
+    hooks = Hooks([Look()])
+    hooks.bind(object())
+    engine = engine_for(model, precision=precision, hooks=hooks)
+    kept = model.embedding.weight.grad = torch.ones_like(model.embedding.weight)
+    replaced = model.replaced
+    torch.manual_seed(1)
+    loss, gradients = engine.loss_and_gradients(batch, sum_of_losses(model))
+    assert model.embedding.weight.grad is kept and kept.eq(1).all()
+    assert [n for n, p in model.named_parameters() if p.grad is not None] == ["embedding.weight"]
+    assert model.changed == 0 and model.replaced == 0 and model.replaced is replaced
+    assert not loss.requires_grad and not engine.optimizer.state
+
+    model.embedding.weight.grad = None
+    torch.manual_seed(1)
+    result = engine.train_step([batch], sum_of_losses(model))
+    torch.testing.assert_close(loss * batch.num_supervised, result.loss_sum)
+    assert gradients.pop("unused").eq(0).all()
+    assert gradients.keys() == taken.keys() and "head.bias" not in gradients
+    for name, gradient in gradients.items():
+        assert torch.equal(gradient, taken[name]), name
+
+
+def test_loss_and_gradients_of_nothing_supervised_are_zero():
+    model, batch = ToyModel(), batch_of(DOCUMENTS[3])
+
+    def constant(batch):
+        return LossSum(torch.zeros(()), 0)
+
+    for loss_function in (sum_of_losses(model), constant):
+        loss, gradients = engine_for(model).loss_and_gradients(batch, loss_function)
+        assert loss == 0 and len(gradients) == len(list(model.parameters()))
+        assert not any(gradient.any() for gradient in gradients.values())
+
+
+def test_buffers_are_put_back_after_a_pass_that_fails():
+    model = Restless()
+
+    def failing(batch):
+        model(batch)
+        raise RuntimeError("in the loss")
+
+    with pytest.raises(RuntimeError, match="in the loss"):
+        engine_for(model).loss_and_gradients(batch_of(*DOCUMENTS), failing)
+    assert model.changed == 0 and model.replaced == 0
+
+
 def test_evaluation_leaves_no_gradient_and_no_dropout():
     model = ToyModel()
     engine = engine_for(model)
