@@ -110,8 +110,10 @@ def test_bench_times_the_configs_sizes_and_runs_go_by_it(tmp_path, monkeypatch, 
     assert rows and all(row.strip() in again for row in rows)
 
 
-def test_explain_lists_sites_by_their_names(tmp_path, capsys):
+def test_explain_lists_sites_by_their_names(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "chats.jsonl").touch()
     (tmp_path / "sft.yaml").write_text(yaml.safe_dump(CONFIG))
-    assert app.exit_code(["kernels", "explain", str(tmp_path / "sft.yaml"), "--sites"]) == 0
+    assert app.exit_code(["kernels", "explain", "sft.yaml", "--sites"]) == 0
     out = capsys.readouterr().out
     assert "causal_lm.model.layers.0.mlp" in out and "evaluation: the same kernels" in out
