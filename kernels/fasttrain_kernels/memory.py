@@ -47,6 +47,14 @@ class PeakMemory:
             self.bytes = max(0, highest_resident() - self.before)
 
 
+def ran_out(error: Exception) -> bool:
+    """Whether an exception says that there was no memory: nobody's fault. That of a CPU is a plain
+    RuntimeError, PyTorch's own or C++'s."""
+    if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
+        return True
+    return "can't allocate memory" in str(error) or "bad_alloc" in str(error)
+
+
 def free(device: torch.device) -> int:
     """Bytes that are free on the device; a fixed 4 GB where nobody says."""
     if device.type == "cuda":

@@ -17,12 +17,13 @@ import sys
 import threading
 import traceback
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from types import ModuleType
 from typing import Any
 
 import torch
 
+from fasttrain_kernels.memory import ran_out
 from fasttrain_kernels.problem import form
 from fasttrain_kernels.registry import Candidate
 from fasttrain_kernels.store import Store, store_for
@@ -50,24 +51,34 @@ def proven(op: str, self_test: str, candidate: Candidate, problem: Any) -> float
     if parity is not None:
         return float(parity)
     with _proving:
-        found = _run(op, self_test, candidate, problem, store)
-    if not isinstance(found, str):
-        store.put("parity", key, found)
-    return found
+        found = _found_meanwhile(op, candidate, key, store)
+        return _run(op, self_test, candidate, problem, key, store) if found is None else found
 
 
-def _run(op: str, self_test: str, candidate: Candidate, problem: Any, store: Store) -> float | str:
+def _found_meanwhile(op: str, candidate: Candidate, key: str, store: Store) -> float | str | None:
+    """What another thread found while this one waited for it."""
+    reason = store.quarantined(op, candidate.name)
+    if reason is not None:
+        return f"in quarantine: {reason}"
+    parity: float | None = store.get("parity", key)
+    return parity
+
+
+def _run(
+    op: str, self_test: str, candidate: Candidate, problem: Any, key: str, store: Store
+) -> float | str:
     test = in_a_process if candidate.isolated else in_this_process
     trace = None
     try:
         with store.in_flight(op, candidate.name, "self-test"):
             parity = test(self_test, candidate.module, problem)
         if parity <= limit(candidate):
+            store.put("parity", key, parity)
             return parity
         reason = f"its self-test is off by {parity:.3g} times what is allowed"
-    except torch.OutOfMemoryError:
-        return "there is no memory left for its self-test"
     except Exception as error:
+        if ran_out(error):
+            return "there is no memory left for its self-test"
         reason, trace = f"its self-test fails: {first_line(error)}", traceback.format_exc()
     store.quarantine(op, candidate.name, reason, trace)
     return reason
@@ -107,20 +118,52 @@ def _parity(self_test: str, module: str, device: torch.device, wanted: tuple[str
 def _undisturbed(device: torch.device) -> Iterator[None]:
     """Whatever the process computes in: self-tests say themselves what is in which dtype, differ by
     roundings of float32, and wait for the GPU."""
-    products, dtype = torch.get_float32_matmul_precision(), torch.get_default_dtype()
-    torch.set_float32_matmul_precision("highest")
+    dtype = torch.get_default_dtype()
     torch.set_default_dtype(torch.float32)
     try:
         with (
             torch.inference_mode(False),
             torch.no_grad(),
             torch.autocast(device.type, enabled=False),
+            default_on_cpu(),
+            _whole_products(),
             allowed_to_wait(device),
         ):
             yield
     finally:
-        torch.set_float32_matmul_precision(products)
         torch.set_default_dtype(dtype)
+
+
+def default_on_cpu() -> AbstractContextManager[object]:
+    """Where the process makes tensors elsewhere unless told, they are made on the CPU inside.
+
+    Else it is no context at all: torch.compile would make its code anew outside of one.
+    """
+    elsewhere = torch.get_default_device().type != "cpu"
+    return torch.device("cpu") if elsewhere else nullcontext()
+
+
+@contextmanager
+def _whole_products() -> Iterator[None]:
+    """float32 products of float32. PyTorch has two settings of that: the older sets the newer, and
+    can't be read where the newer says what it can't."""
+    newer = (torch.backends.cuda.matmul, torch.backends.mkldnn.matmul)  # type: ignore[attr-defined]
+    before = [setting.fp32_precision for setting in newer]
+    try:
+        older = torch.get_float32_matmul_precision()
+    except RuntimeError:
+        older = None
+    if older is not None:
+        torch.set_float32_matmul_precision("highest")
+    for setting in newer:
+        setting.fp32_precision = "ieee"
+    try:
+        yield
+    finally:
+        if older is not None:
+            torch.set_float32_matmul_precision(older)
+        for setting, precision in zip(newer, before, strict=True):
+            setting.fp32_precision = precision
 
 
 @contextmanager
@@ -179,7 +222,7 @@ def in_a_process(self_test: str, module: str, problem: Any) -> float:
     if done.returncode != 0:
         last = (done.stderr.strip() or "no output").splitlines()[-1]
         raise RuntimeError(f"a process of its own ended with {done.returncode}: {last}")
-    return float(json.loads(done.stdout))
+    return float(json.loads(done.stdout.splitlines()[-1]))  # libraries may greet before it
 
 
 def main() -> None:
