@@ -18,10 +18,11 @@ import torch
 
 from fasttrain_kernels import store
 from fasttrain_kernels.guard import Call, Chosen, capturing, is_finite, is_lost
+from fasttrain_kernels.memory import ran_out
 from fasttrain_kernels.proof import first_line
 from fasttrain_kernels.registry import OPS, Candidate, find
 from fasttrain_kernels.selection import Choice, decide
-from fasttrain_kernels.settings import AUTO, CALLER, EAGER, Settings, in_force, wish
+from fasttrain_kernels.settings import AUTO, CALLER, EAGER, STRICT, Settings, in_force, wish
 from fasttrain_kernels.store import store_for
 from fasttrain_kernels.timing import Sizes
 
@@ -111,7 +112,8 @@ class Op:
             result = chosen.call(phase, call)
         except Exception as error:
             return self._after(error, chosen, phase, backend, call if repeatable else None)
-        if repeatable and chosen.is_to_be_checked() and not is_finite(result, problem.device):
+        looked_at = repeatable and chosen.is_to_be_checked(phase)
+        if looked_at and not is_finite(result, problem.device):
             return self._compared(result, chosen, phase, call)
         return result
 
@@ -129,7 +131,8 @@ class Op:
     def _decided(self, problem: Any, backend: str) -> Chosen:
         asked = wish(self.name, Settings(CALLER, None, ((self.name, backend),)))
         taken = decide(self, problem, asked).backend
-        return Chosen(self.name, self.candidate(taken), problem, asked.named)
+        alone = asked.named or asked.mode == STRICT
+        return Chosen(self.name, self.candidate(taken), problem, alone)
 
     def _reference(self) -> ModuleType:
         module = self.candidate(EAGER).load()
@@ -143,7 +146,7 @@ class Op:
     ) -> Any:
         """What the call that raised `error` gives elsewhere; raises where it can't be made."""
         device, name = chosen.problem.device, chosen.candidate.name
-        if isinstance(error, torch.OutOfMemoryError):
+        if ran_out(error):
             raise error
         trace = traceback.format_exc()
         reason = f"its {phase} pass fails: {first_line(error)}"
@@ -153,7 +156,7 @@ class Op:
             raise error
         result = None if call is None else self._elsewhere(error, chosen, phase, backend, call)
         self.quarantine(name, device, reason, trace)
-        if chosen.named or call is None:
+        if chosen.alone or call is None:
             raise KernelFailure(f"{self.name}: backend {name!r}: {reason}") from error
         return result
 
@@ -163,12 +166,12 @@ class Op:
         """The call on another backend. What fails there too is the call's own fault."""
         self.aside.add(chosen.candidate.name)
         try:
-            if chosen.named:  # whoever asked for it would be asked again
+            if chosen.alone:  # whoever asked for it would be asked again
                 return call(self._reference())
             return self._decided(chosen.problem, backend).call(phase, call)
-        except torch.OutOfMemoryError:
-            raise
-        except Exception:
+        except Exception as another:
+            if ran_out(another):
+                raise
             raise error from None
         finally:
             self.aside.discard(chosen.candidate.name)
@@ -178,14 +181,16 @@ class Op:
         """`result`, which is not finite, if the reference's isn't either; else the reference's."""
         try:
             expected = call(self._reference())
-        except torch.OutOfMemoryError:
-            return result
+        except Exception as error:
+            if ran_out(error):
+                return result
+            raise
         if not is_finite(expected, chosen.problem.device):
             return result
         name = chosen.candidate.name
         reason = f"its {phase} pass gives values that are not finite, where the reference's are"
         self.quarantine(name, chosen.problem.device, reason)
-        if chosen.named:
+        if chosen.alone:
             raise KernelFailure(f"{self.name}: backend {name!r}: {reason}")
         return expected
 
@@ -244,7 +249,12 @@ def quarantine(
 
 
 def reset(op: str | None = None, backend: str | None = None) -> None:
-    """Forget proofs, times and quarantines: all of them, an op's, or those of a backend of it."""
+    """Forget proofs, times and quarantines: all of them, an op's, or those of a backend of it.
+
+    ValueError for an op that doesn't exist.
+    """
+    if op is not None:
+        find(op)
     store.reset(op, backend)
     for known in OPS.values():
         known.forget()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterator
 from types import ModuleType
 from typing import Any
@@ -14,9 +15,10 @@ from fasttrain_kernels.proof import allowed_to_wait
 from fasttrain_kernels.registry import Candidate
 from fasttrain_kernels.store import now, store_for
 
-FIRST_CHECKS = 8  # calls of each choice whose results are looked at
+FIRST_CHECKS = 8  # calls of each choice and pass whose results are looked at
 # And then one in so many. On a CPU a look costs a pass over the results, on a GPU a wait too.
-CHECK_EVERY = {"cpu": 256, "cuda": 4096}
+# Primes, for a model calls its layers in turn: each 256th call of 32 layers is of the last one.
+CHECK_EVERY = {"cpu": 257, "cuda": 4099}
 
 Call = Callable[[ModuleType], Any]
 
@@ -24,13 +26,13 @@ Call = Callable[[ModuleType], Any]
 class Chosen:
     """A backend that serves a problem, and how often it has."""
 
-    def __init__(self, op: str, candidate: Candidate, problem: Any, named: bool) -> None:
+    def __init__(self, op: str, candidate: Candidate, problem: Any, alone: bool) -> None:
         module = candidate.load()
         assert isinstance(module, ModuleType)
         self.module, self.op, self.candidate, self.problem = module, op, candidate, problem
-        self.named = named  # asked for by name, so that nothing else may serve
+        self.alone = alone  # asked for by name or by mode "strict": nothing else may serve
         self._every = CHECK_EVERY.get(problem.device.type, CHECK_EVERY["cpu"])
-        self._calls = 0
+        self._calls: Counter[str] = Counter()
         self._launched: set[str] = set()
 
     def call(self, phase: str, call: Call) -> Any:
@@ -43,10 +45,10 @@ class Chosen:
         """Whether a launch of it has come to an end in this process."""
         return phase in self._launched
 
-    def is_to_be_checked(self) -> bool:
+    def is_to_be_checked(self, phase: str) -> bool:
         """Whether this call's result is to be looked at; counts the calls."""
-        self._calls += 1
-        if self._calls > FIRST_CHECKS and self._calls % self._every:
+        self._calls[phase] += 1
+        if self._calls[phase] > FIRST_CHECKS and self._calls[phase] % self._every:
             return False
         return not capturing(self.problem.device)
 

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 from fasttrain_kernels import timing
 from fasttrain_kernels.proof import proven
 from fasttrain_kernels.registry import Candidate
-from fasttrain_kernels.settings import EAGER, Wish
+from fasttrain_kernels.settings import EAGER, STRICT, Wish
 from fasttrain_kernels.store import store_for
 from fasttrain_kernels.timing import Sizes
 
@@ -141,20 +141,35 @@ def _automatic(op: Op, problem: Any, asked: Wish, sizes: Sizes | None, in_model:
     for candidate in _order(able, problem, asked, times):
         if candidate.name not in rejected and _proves(op, candidate, problem, rejected):
             break
-    if asked.mode == "strict":
+    if asked.mode == STRICT:
         _refuse_fallback(op, problem, asked, candidate, rejected)
-    for other in able:
-        if other.name != candidate.name and other.name in times:
-            rejected.setdefault(other.name, f"slower: {times[other.name]:.3g} ms")
-        elif other.name != candidate.name and (against := advice(other, problem)) is not None:
+    for other in (each for each in able if each is not candidate):
+        if other.name in times:
+            rejected.setdefault(other.name, _beside(candidate, asked, times, times[other.name]))
+        elif (against := advice(other, problem)) is not None:
             rejected.setdefault(other.name, against)
-    reason = f"fastest of {len(times)} that were timed"
-    if candidate.name not in times:
-        first = candidate is _first(op, problem, asked)
-        reason = f"first choice on {problem.device.type}" if first else "first that can serve"
     parity = _proof(op, candidate, problem)
     assert not isinstance(parity, str)
+    reason = _reason(op, candidate, problem, asked, times)
     return _choice(op, candidate, reason, rejected, parity, times)
+
+
+def _reason(op: Op, taken: Candidate, problem: Any, asked: Wish, times: dict[str, float]) -> str:
+    if taken.name == asked.preferred:
+        return "preferred by name"
+    if taken.name in times:
+        return f"fastest of {len(times)} that were timed"
+    first = taken is _first(op, problem, asked)
+    return f"first choice on {problem.device.type}" if first else "first that can serve"
+
+
+def _beside(taken: Candidate, asked: Wish, times: dict[str, float], time: float) -> str:
+    """Why one that takes `time` milliseconds was not taken."""
+    if taken.name in times and time >= times[taken.name]:
+        return f"slower: {time:.3g} ms"
+    if taken.name == asked.preferred:
+        return f"not preferred: {time:.3g} ms"
+    return f"faster by less than {NEARLY - 1:.0%}, and later in order: {time:.3g} ms"
 
 
 def _refused(op: Op, problem: Any, asked: Wish) -> dict[str, str]:

@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import functools
 import os
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple, TypeVar
 
 from fasttrain_kernels.registry import OPS, find
@@ -19,9 +20,10 @@ from fasttrain_kernels.registry import OPS, find
 ENVIRONMENT = "FASTTRAIN_KERNELS"
 AUTO = "auto"
 EAGER = "eager"
+STRICT = "strict"
 PREFER = "auto:"  # before a name: "auto", which takes this one first
 CALLER = "backend="
-MODES = ("auto", "eager", "strict")
+MODES = (AUTO, EAGER, STRICT)
 AUTOTUNE = ("off", "cached", "full")
 ALL_PROVIDERS = "all"
 
@@ -100,6 +102,7 @@ class Wish(NamedTuple):
 # The `use()` blocks in force, innermost first. Process-wide rather than per context: autograd runs
 # the backward pass of a GPU in a thread of its own, which a context variable would not reach.
 _overrides: tuple[Settings, ...] = ()
+_overriding = threading.Lock()
 
 
 def in_force() -> tuple[object, ...]:
@@ -219,9 +222,11 @@ def use(
 def put_above(settings: Settings) -> Iterator[None]:
     """Inside the block, `settings` go before all others."""
     global _overrides
-    outside = _overrides
-    _overrides = (settings, *outside)
+    settings = replace(settings)  # an object of its own: it is what is taken away again
+    with _overriding:
+        _overrides = (settings, *_overrides)
     try:
         yield
     finally:
-        _overrides = outside
+        with _overriding:  # another thread may have begun a block since, or ended one
+            _overrides = tuple(other for other in _overrides if other is not settings)
