@@ -36,7 +36,8 @@ def in_flight(folder: Path, op: str, backend: str, what: str) -> Iterator[None]:
         yield
     finally:
         if held is not None:
-            path.unlink(missing_ok=True)
+            with suppress(OSError):  # it can't be written any more: a crash, to whoever reads it
+                path.unlink(missing_ok=True)
             held.close()
 
 

@@ -19,13 +19,14 @@ from __future__ import annotations
 import fcntl
 import json
 import logging
+import math
 import os
 import re
 import secrets
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -44,7 +45,10 @@ log = logging.getLogger("fasttrain.kernels")
 def directory() -> Path:
     """Where the files lie."""
     chosen = os.environ.get(VARIABLE) or "~/.cache/fasttrain"
-    return Path(chosen).expanduser() / "kernels"
+    try:
+        return Path(chosen).expanduser() / "kernels"
+    except RuntimeError:  # nobody's home, as in a container under a number that has no name
+        return Path(os.devnull) / "kernels"  # where nothing can be written, which is said
 
 
 class Store:
@@ -132,10 +136,10 @@ class Store:
     def _read(self) -> Records:
         try:
             found = json.loads(self.path.read_text())
-            return {name: dict(found[name]) for name in SECTIONS}
+            return {name: _whole(name, found[name]) for name in SECTIONS}
         except FileNotFoundError:
             pass
-        except (OSError, ValueError, KeyError, TypeError) as error:
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             self._tell(f"{self.path} can't be read ({error!r}): kernels are proven anew")
         return {name: {} for name in SECTIONS}
 
@@ -145,7 +149,8 @@ class Store:
             temporary.write_text(json.dumps({"environment": self.facts, **records}, indent=1))
             os.replace(temporary, self.path)
         except OSError as error:
-            temporary.unlink(missing_ok=True)
+            with suppress(OSError):
+                temporary.unlink(missing_ok=True)
             self._tell_unwritable(error)
 
     def _tell_unwritable(self, error: OSError) -> None:
@@ -163,6 +168,19 @@ class Store:
 def now() -> str:
     """The local time, to the second."""
     return time.strftime("%Y-%m-%d %H:%M:%S")
+
+
+def _whole(section: str, found: Any) -> dict[str, Any]:
+    """A section as it was read; raises where anything in it is not what is kept there."""
+    for record in dict(found).values():
+        if section == "parity" and not 0 <= record < math.inf:
+            raise ValueError(f"a parity of {record}")
+        if section == "quarantine":
+            str(record["reason"])
+        for timed in record["backends"].values() if section == "times" else ():
+            if "rejected" not in timed and not timed["ms"] > 0:
+                raise ValueError(f"a time of {timed['ms']} ms")
+    return dict(found)
 
 
 def _merged(records: Records, others: Records) -> Records:
@@ -207,7 +225,7 @@ def reset(op: str | None = None, backend: str | None = None) -> list[Path]:
     files = sorted(directory().glob("*.json"))
     for path in files:
         if op is None:
-            path.unlink()
+            path.unlink(missing_ok=True)
         else:
             Store(path, _facts(path)).forget(op, backend)
     for folder in directory().glob("*.in-flight") if op is None else ():

@@ -1,13 +1,17 @@
 """What is kept of kernels from process to process: whole, shared, and never in the way."""
 
+import errno
 import json
 import os
+import pwd
 import subprocess
 import sys
+from pathlib import Path
 
+import fasttrain_kernels
 import pytest
 import torch
-from fasttrain_kernels import fingerprint, store
+from fasttrain_kernels import fingerprint, store, timing
 from fasttrain_kernels.registry import OPS
 from fasttrain_kernels.store import SECTIONS, Store, reset, store_for
 from toy_op.op import describe, make
@@ -47,6 +51,29 @@ def test_a_file_that_is_none_is_begun_anew(path, content, caplog):
     assert Store(path, FACTS).get("parity", "toy|good") == 1.0
     assert caplog.text.count("can't be read") == 1
     assert make("good").choose(describe()).backend == "good"
+
+
+@pytest.mark.parametrize(
+    ("section", "record"),
+    [
+        *(("parity", value) for value in (float("nan"), -1, "x", None, [])),
+        *(("quarantine", value) for value in (3, {}, None, "it is wrong")),
+        *(("times", value) for value in (3, {}, {"backends": 3}, {"backends": {"good": 3}})),
+        *(("times", {"backends": {"good": found}}) for found in ({}, {"ms": "x"}, {"ms": -1.0})),
+    ],
+)
+def test_a_record_that_is_none_is_begun_anew(section, record, caplog):
+    keys = {"parity": "toy|good|torch.float32", "quarantine": "toy|good"}
+    path, problem = store_for("cpu").path, describe(rows=1000)
+    keys["times"] = timing._key(make("good"), problem)
+    path.parent.mkdir(parents=True)
+    path.write_text(
+        json.dumps({name: {} for name in SECTIONS} | {section: {keys[section]: record}})
+    )
+    store._stores.clear()
+    row = make("good").choose(problem)
+    assert (row.backend, row.parity, row.milliseconds) == ("good", 0.0, None)
+    assert caplog.text.count("can't be read") == 1
 
 
 def test_where_nothing_can_be_written_the_process_keeps_it_to_itself(path, caplog):
@@ -100,7 +127,7 @@ def test_forgetting_takes_what_it_names_and_no_more(path):
         for backend in ("good", "goods"):
             kept.put("parity", f"{op}|{backend}|float32", 0.5)
             kept.quarantine(op, backend, "why not")
-        kept.put("times", f"{op}|rows=8", {})
+        kept.put("times", f"{op}|rows=8", {"backends": {}})
     kept.forget("toy", "good")
     left = {section: set(Store(path, FACTS)._records[section]) for section in SECTIONS}
     assert left["parity"] == {"toy|goods|float32", "toys|good|float32", "toys|goods|float32"}
@@ -154,6 +181,39 @@ def test_the_digest_is_of_every_source_file(monkeypatch, tmp_path):
         digests.add(fingerprint.source_digest())
     fingerprint.source_digest.cache_clear()
     assert len(digests) == 3
+
+
+@pytest.mark.parametrize("variable", ["", "~nobody-of-this-name/cache"])
+def test_where_nobody_is_at_home_the_process_keeps_it_to_itself(variable, monkeypatch, caplog):
+    def nameless(number):
+        raise KeyError(number)
+
+    monkeypatch.delenv("HOME", raising=False)
+    monkeypatch.setattr(pwd, "getpwuid", nameless)
+    monkeypatch.setenv("FASTTRAIN_CACHE", variable)
+    row = make("wrong", "good").choose(describe())
+    assert row.backend == "good" and "its self-test is off" in row.rejected[0].reason
+    assert "set FASTTRAIN_CACHE to a folder that can be" in caplog.text
+    assert reset() == []
+
+
+def test_a_disk_that_fills_up_or_goes_away_is_never_fatal(path, monkeypatch, caplog):
+    kept = Store(path, FACTS)
+
+    def gone(*arguments, **options):
+        raise OSError(errno.ESTALE, "Stale file handle")
+
+    with kept.in_flight("toy", "good", "self-test"):
+        monkeypatch.setattr(Path, "write_text", gone)
+        monkeypatch.setattr(Path, "unlink", gone)
+        kept.put("parity", "toy|good", 0.5)
+    assert kept.get("parity", "toy|good") == 0.5
+    assert "can't be written (Stale file handle)" in caplog.text
+
+
+def test_only_an_op_that_exists_is_forgotten():
+    with pytest.raises(ValueError, match="there is no op 'rmsnorm'; the ops are"):
+        fasttrain_kernels.reset("rmsnorm")
 
 
 def test_the_folder_is_the_variables_or_the_homes(monkeypatch, tmp_path):
