@@ -13,15 +13,16 @@ import importlib
 import logging
 import time
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 
 from fasttrain_kernels import memory
+from fasttrain_kernels.memory import ran_out
 from fasttrain_kernels.problem import text
-from fasttrain_kernels.proof import allowed_to_wait, first_line
+from fasttrain_kernels.proof import allowed_to_wait, default_on_cpu, first_line
 from fasttrain_kernels.registry import Candidate
 from fasttrain_kernels.settings import EAGER, Settings, put_above
 from fasttrain_kernels.store import now, store_for
@@ -33,7 +34,9 @@ if TYPE_CHECKING:
 PLAIN = "plain"  # a model's own code, among backends
 SECONDS = 1.0  # of all rounds of a problem, about
 FEWEST, MOST = 7, 100  # rounds
-TOO_SLOW = 4.0  # times the fastest; such a one is called no more
+TOO_SLOW = 4.0  # times the fastest; such a one is called no more, unless it is
+NO_MATTER = 5e-3  # seconds, or shorter: on a busy machine a short call may take 20 times its time
+SAMPLES_TO_JUDGE = 3
 LONG_CALL = 1.0  # seconds; then the first call of what doesn't compile says enough
 SHORTEST_SAMPLE = 1e-3  # seconds; shorter calls are repeated within a sample
 SHARE_OF_FREE_MEMORY = 0.25
@@ -56,6 +59,7 @@ class _Trial:
     """One backend on its way through a timing pass."""
 
     step: Callable[[], None]
+    flight: AbstractContextManager[None]  # around the first calls, which may end the process
     samples: list[float] = field(default_factory=list)
     calls: int = 1  # a sample
     peak: int | None = None  # bytes above what was held before
@@ -118,7 +122,13 @@ def measure(
     with store.measuring():
         if anew or not names <= _records(op, problem).keys():
             log.info("%s: timing %s", op.name, ", ".join(sorted(names)))
-            backends = _measured(op, problem, names, sizes or Sizes(), budget)
+            try:
+                backends = _measured(op, problem, names, sizes or Sizes(), budget)
+            except Exception as error:
+                if not ran_out(error):
+                    raise
+                log.warning("%s is not timed: no memory for (%s)", op.name, text(problem))
+                return
             store.put("times", _key(op, problem), {"date": now(), "backends": backends})
 
 
@@ -158,10 +168,13 @@ def _measured(
         stack.enter_context(torch.autocast(device.type, enabled=False))
         stack.enter_context(allowed_to_wait(device))
         module = importlib.import_module(op.workload)
-        workload: Workload = module.workload(problem, rows=sizes.rows, lengths=sizes.lengths)
+        with default_on_cpu():
+            workload: Workload = module.workload(problem, rows=sizes.rows, lengths=sizes.lengths)
         budget = budget or _budget(workload, device)
-        trials = {name: _Trial(_on(op, workload, name)) for name in names}
-        trials[PLAIN] = _Trial(lambda: workload.step(None))
+        trials = {
+            name: _Trial(_on(op, workload, name), _flight(op, name, problem)) for name in names
+        }
+        trials[PLAIN] = _Trial(lambda: workload.step(None), nullcontext())
         compiling = names - {EAGER} if device.type == "cuda" else _providers(op)
         _first_calls(trials, compiling, device, budget)
         _rounds(trials, device, budget)
@@ -186,35 +199,59 @@ def _on(op: Op, workload: Workload, backend: str) -> Callable[[], None]:
     return step
 
 
+def _flight(op: Op, name: str, problem: Any) -> AbstractContextManager[None]:
+    """At the run's size for the first time, whatever smaller ones have shown. The reference can't
+    be avoided, so that nothing is written down of it."""
+    if name == EAGER:
+        return nullcontext()
+    store = store_for(problem.device.type, problem.device.index)
+    return store.in_flight(op.name, name, f"timing pass ({text(problem)})")
+
+
 def _first_calls(
     trials: dict[str, _Trial], compiling: set[str], device: torch.device, budget: int
 ) -> None:
-    """The calls that find what each takes in time and memory; those that compile make two."""
+    """The calls that find what each takes in time and memory."""
     for name, trial in trials.items():
         try:
-            with memory.PeakMemory(device.type) as peak:
-                once = sample(trial.step, device.type)
-            if name in compiling or once < LONG_CALL:
-                with memory.PeakMemory(device.type) as peak:
-                    once = sample(trial.step, device.type)
-            if once < LONG_CALL:  # that one had to fault its memory in
-                once = min(once, *(sample(trial.step, device.type) for _ in range(3)))
-        except torch.OutOfMemoryError:
-            trial.rejected = "there is not enough memory for it"
-            continue
+            with trial.flight:
+                once, trial.peak = _observed(trial.step, device, name in compiling)
         except Exception as error:
-            trial.rejected = f"fails: {first_line(error)}"
+            none_left = "there is not enough memory for it"
+            trial.rejected = none_left if ran_out(error) else f"fails: {first_line(error)}"
             continue
-        trial.peak, trial.samples = peak.bytes, [once]
-        trial.calls = max(1, round(SHORTEST_SAMPLE / once))
-        if peak.bytes is not None and peak.bytes > budget:
-            trial.rejected = f"holds {_mb(peak.bytes)} at its peak; the budget is {_mb(budget)}"
+        trial.samples = [once]
+        trial.calls = _calls(once)
+        if trial.peak is not None and trial.peak > budget:
+            trial.rejected = f"holds {_mb(trial.peak)} at its peak; the budget is {_mb(budget)}"
+
+
+def _observed(
+    step: Callable[[], None], device: torch.device, compiles: bool
+) -> tuple[float, int | None]:
+    """Seconds and peak memory of a call; of the second, where the first compiles or is short."""
+    with memory.PeakMemory(device.type) as peak:
+        once = sample(step, device.type)
+    if compiles or once < LONG_CALL:
+        with memory.PeakMemory(device.type) as peak:
+            once = sample(step, device.type)
+    if once < LONG_CALL:
+        # The least of several: who is thought too slow is called no more, and PeakMemory has taken
+        # free memory away, which costs a short call more than itself.
+        once = min(sample(step, device.type, _calls(once)) for _ in range(SAMPLES_TO_JUDGE))
+    return once, peak.bytes
+
+
+def _calls(seconds: float) -> int:
+    """Of a sample, where a call takes so long."""
+    return max(1, round(SHORTEST_SAMPLE / seconds))
 
 
 def _rounds(trials: dict[str, _Trial], device: torch.device, budget: int) -> None:
     running = [trial for trial in trials.values() if trial.rejected is None]
     fastest = min((trial.samples[0] for trial in running), default=0.0)
-    running = [trial for trial in running if trial.samples[0] <= TOO_SLOW * fastest]
+    longest = max(TOO_SLOW * fastest, NO_MATTER)
+    running = [trial for trial in running if trial.samples[0] <= longest]
     a_round = sum(trial.samples[0] * trial.calls for trial in running)
     rounds = max(FEWEST, min(MOST, int(SECONDS / a_round))) if running else 0
     for _ in range(rounds):

@@ -11,7 +11,7 @@ from fasttrain_kernels import choose, native, timing, use
 from fasttrain_kernels.registry import OPS
 from fasttrain_kernels.store import store_for
 from fasttrain_kernels.timing import Sizes
-from toy_op import leaky
+from toy_op import leaky, slow, workload
 from toy_op.op import describe, double, make
 
 pytestmark = pytest.mark.skipif(
@@ -168,6 +168,67 @@ def test_two_processes_that_tune_at_once_measure_once():
     assert lines[0][0] == lines[1][0]
     assert sorted(made for _, made in lines) == ["0", "1"]
     assert len(json.loads(store_for("cpu").path.read_text())["times"]) == 1
+
+
+def test_disturbed_calls_make_nobody_too_slow(monkeypatch):
+    """Who is thought too slow is called no more: that must not hang on a single call."""
+    op = make("good", "other")
+    trials, first_calls, taken = {}, timing._first_calls, []
+
+    def sample(step, device, calls=1):
+        """Disturbed are the two calls under PeakMemory, and one of those after."""
+        step()
+        (name,) = (name for name, trial in trials.items() if trial.step is step)
+        taken.append(name)
+        return 0.02 + (name == "good" and taken.count(name) <= 3) * 0.5
+
+    keep = lambda found, *rest: (trials.update(found), first_calls(found, *rest))  # noqa: E731
+    monkeypatch.setattr(timing, "_first_calls", keep)
+    monkeypatch.setattr(timing, "sample", sample)
+    op.choose(PROBLEM, **FULL)
+    assert len(trials["good"].samples) == len(trials["other"].samples) > 1
+    assert timing._records(op, PROBLEM)["good"]["ms"] == 20
+
+
+def test_who_is_short_is_called_again_however_slow_it_seemed(monkeypatch):
+    op = make("slow", "good")
+    monkeypatch.setattr(slow.time, "sleep", lambda seconds: None)
+    monkeypatch.setattr(timing, "TOO_SLOW", 0.0)
+    trials, rounds = {}, timing._rounds
+    keep = lambda found, *rest: (trials.update(found), rounds(found, *rest))  # noqa: E731
+    monkeypatch.setattr(timing, "_rounds", keep)
+    op.choose(PROBLEM, **FULL)
+    assert all(len(trial.samples) > 1 for trial in trials.values())
+
+
+def test_where_the_problem_has_no_room_nothing_is_timed_and_the_run_goes_on(monkeypatch, caplog):
+    def hungry(problem, **sizes):
+        return torch.empty(2**55)
+
+    monkeypatch.setattr(workload, "workload", hungry)
+    row = make("good").choose(PROBLEM, **FULL)
+    assert (row.backend, row.milliseconds) == ("good", None)
+    assert "toy is not timed: no memory for (dtype=float32, rows=1024)" in caplog.text
+
+
+def test_a_backend_that_the_pass_ends_the_process_with_is_named(monkeypatch):
+    """It has run before, on fewer rows: only the size is new."""
+    op, written = make("good", "other"), {}
+    double(torch.ones(100))
+    flights = store_for("cpu")._flights
+
+    def look(self):
+        found = [json.loads(path.read_text()) for path in flights.glob("*.json")]
+        written.setdefault(len(written), [(each["backend"], each["what"]) for each in found])
+
+    monkeypatch.setattr(timing.memory.PeakMemory, "__enter__", lambda self: (look(self), self)[1])
+    monkeypatch.setattr(timing.memory.PeakMemory, "__exit__", lambda self, *raised: None)
+    op.choose(PROBLEM, **FULL)
+    what = "timing pass (dtype=float32, rows=1024)"
+    for backend in ("good", "other"):
+        assert [(backend, what)] in written.values()
+    assert [] in written.values()  # eager PyTorch can't be avoided
+    assert list(flights.glob("*.json")) == []
 
 
 # --- the real ops -------------------------------------------------------------------------------
