@@ -63,7 +63,8 @@ class CanaryConfig(CallbackSection):
 
     type: Literal["canary"] = "canary"
     every_steps: PositiveInt = 100
-    """Steps between two comparisons; each takes about two steps' time of one micro-batch."""
+    """Steps between two comparisons: a micro-batch forward and backward, on kernels and on
+    references."""
     policy: Literal["warn", "quarantine", "stop"] = "warn"
     """Beyond the bound: say so and name the culprit; also never use its kernel again on this
     machine; or end the run."""
