@@ -230,10 +230,10 @@ def _observed(
     step: Callable[[], None], device: torch.device, compiles: bool
 ) -> tuple[float, int | None]:
     """Seconds and peak memory of a call; of the second, where the first compiles or is short."""
-    with memory.PeakMemory(device.type) as peak:
+    with memory.PeakMemory(device.type, collects=False) as peak:
         once = sample(step, device.type)
     if compiles or once < LONG_CALL:
-        with memory.PeakMemory(device.type) as peak:
+        with memory.PeakMemory(device.type, collects=False) as peak:
             once = sample(step, device.type)
     if once < LONG_CALL:
         # The least of several: who is thought too slow is called no more, and PeakMemory has taken

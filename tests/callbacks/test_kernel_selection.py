@@ -5,7 +5,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from fasttrain_kernels import native
+from fasttrain_kernels import native, timing
 from fasttrain_kernels.selection import Choice
 from model.tiny_models import CONFIGS, causal_lm, language_model
 from torch import nn
@@ -306,13 +306,16 @@ def test_all_ranks_take_what_rank_0_decides(tmp_path):
 
 
 @needs_cpu_kernel
-def test_full_autotuning_times_the_sites_on_the_runs_sizes():
+def test_full_autotuning_times_the_sites_on_the_runs_sizes(tmp_path, monkeypatch):
+    monkeypatch.setenv("FASTTRAIN_CACHE", str(tmp_path))  # times of nobody else's
+    monkeypatch.setattr(timing, "SECONDS", 0.01)
     profile = BatchProfile(CPU, torch.float32, tokens=64, document_lengths=(10, 20, 30, 40))
-    plan = KernelSelection().plan(language_model(), profile, KernelsConfig(autotune="full"))
+    full = KernelsConfig(autotune="full", providers="none")  # none that compiles for long
+    plan = KernelSelection().plan(language_model(), profile, full)
     assert all(
         row.milliseconds and row.eager_milliseconds for row in plan.rows if row.sites_matched
     )
-    again = KernelSelection().plan(language_model(), profile, KernelsConfig())
+    again = KernelSelection().plan(language_model(), profile, KernelsConfig(providers="none"))
     assert again == plan
     untimed = KernelSelection().plan(language_model(), profile, KernelsConfig(autotune="off"))
     assert not any(row.milliseconds for row in untimed.rows)

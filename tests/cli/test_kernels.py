@@ -112,7 +112,7 @@ def test_bench_times_the_configs_sizes_and_runs_go_by_it(tmp_path, monkeypatch, 
 
 def test_explain_lists_sites_by_their_names(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "chats.jsonl").touch()
+    (tmp_path / "chats.jsonl").write_text('{"text": "once upon a time"}\n')
     (tmp_path / "sft.yaml").write_text(yaml.safe_dump(CONFIG))
     assert app.exit_code(["kernels", "explain", "sft.yaml", "--sites"]) == 0
     out = capsys.readouterr().out

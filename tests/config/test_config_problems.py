@@ -148,7 +148,7 @@ from fasttrain.config.load import load
         (
             "callbacks: [tensor_board]\n",
             "callbacks[0].type: unknown callback type (got 'tensor_board', expected one of: "
-            "console, early_stopping, kernel_selection, loss_plot, metrics_file, "
+            "canary, console, early_stopping, kernel_selection, loss_plot, metrics_file, "
             "nonfinite_guard, samples, tensorboard, unigram_baseline). Did you mean 'tensorboard'?",
         ),
         ("callbacks: 3\n", "callbacks: not a list (got 3, expected a list)."),

@@ -17,7 +17,7 @@ from model.tiny_models import (
     packed,
 )
 
-from fasttrain.callbacks.kernel_selection import select_kernels
+from fasttrain.callbacks.kernel_selection import KernelSelection
 from fasttrain.config.schema.kernels import KernelsConfig
 from fasttrain.config.schema.model import KernelsTransformConfig, RandomModelConfig
 from fasttrain.core.batch import BatchProfile
@@ -53,7 +53,7 @@ def profile(dtype):
 
 def with_kernels(model, dtype=torch.float32):
     """All kernels on; whatever would fall back is an error."""
-    plan = select_kernels(model, profile(dtype), KernelsConfig(mode="strict"))
+    plan = KernelSelection().plan(model, profile(dtype), KernelsConfig(mode="strict"))
     KernelsTransform(KernelsTransformConfig()).apply(model, plan=plan)
     return plan
 

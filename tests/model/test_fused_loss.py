@@ -16,7 +16,7 @@ from model.tiny_models import (
 )
 from torch import nn
 
-from fasttrain.callbacks.kernel_selection import select_kernels
+from fasttrain.callbacks.kernel_selection import KernelSelection
 from fasttrain.config.schema.kernels import KernelsConfig
 from fasttrain.config.schema.model import (
     HuggingFaceModelConfig,
@@ -52,7 +52,7 @@ HEADS = {
 def fuse(model, dtype=torch.float32):
     """The fused loss, and no other kernel."""
     profile = BatchProfile(CPU, dtype, tokens=64, document_lengths=())
-    plan = select_kernels(model, profile, KernelsConfig(rms_norm="auto", mode="auto"))
+    plan = KernelSelection().plan(model, profile, KernelsConfig(rms_norm="auto", mode="auto"))
     site = next(site for site in plan.sites if site.op == "linear_cross_entropy")
     assert site.backend == "cpu"
     return KernelsTransform(KernelsTransformConfig()).apply(model, plan=KernelPlan((site,)))

@@ -252,6 +252,7 @@ def test_what_is_known_of_an_attention_layer():
         "key_heads": 2,
         "softcap": True,
         "sinks": False,
+        "rows": 8,
     }
     assert facts[0] == expected | {"window": True, "document_length": 5}  # (2² + 6²) / 8
     assert find_attention(language_model("gpt_oss"))[0][0].sinks
@@ -309,5 +310,5 @@ def test_documents_beyond_a_rope_limit_keep_their_own_offsets():
 
 def test_facts_without_lengths():
     [site, _], _ = find_attention(language_model())
-    unknown = SimpleNamespace(document_lengths=())
+    unknown = SimpleNamespace(document_lengths=(), tokens=8)
     assert "document_length" not in site.facts(unknown)

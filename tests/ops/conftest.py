@@ -5,6 +5,7 @@ from typing import NamedTuple
 
 import pytest
 import torch
+from fasttrain_kernels import fingerprint, selection
 from fasttrain_kernels.registry import OPS
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
@@ -85,3 +86,13 @@ def pytest_generate_tests(metafunc):
         file = metafunc.module.__name__.rpartition(".")[2]
         op = next(op for op in OPS.values() if file.startswith(f"test_{op.name}"))
         metafunc.parametrize("place", places_of(op))
+
+
+@pytest.fixture
+def as_if_proven(monkeypatch):
+    """For tests that pretend a GPU: no self-test can run on it, and it has no name."""
+    monkeypatch.setattr(selection, "proven", lambda *arguments: 0.5)
+    monkeypatch.setattr(fingerprint, "device_name", lambda *arguments: "pretended")
+    fingerprint.fingerprint.cache_clear()
+    yield
+    fingerprint.fingerprint.cache_clear()

@@ -263,7 +263,7 @@ def test_says_what_each_does_not_serve(gpu, monkeypatch):
     assert flex_provider.unsupported(both._replace(value_dim=128)) is None
 
 
-def test_flex_is_taken_by_name_only(gpu, monkeypatch):
+def test_flex_is_taken_by_name_only(gpu, as_if_proven, monkeypatch):
     gpu((8, 0))
     monkeypatch.setattr(launcher, "why_not", lambda: None)
     facts = {"device": "cuda", "dtype": F32, "head_dim": 64, "query_heads": 4, "key_heads": 4}
