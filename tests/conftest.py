@@ -23,6 +23,23 @@ def pytest_unconfigure(config):
         shutil.rmtree(config.fasttrain_cache, ignore_errors=True)
 
 
+@pytest.fixture
+def own_cache(tmp_path, monkeypatch):
+    """A folder that holds what is known of kernels in this test alone; nothing is remembered."""
+    from fasttrain_kernels.registry import OPS
+
+    def forget():
+        for op in OPS.values():
+            op.forget()
+
+    folder = tmp_path / "kernel-cache"
+    monkeypatch.setenv(CACHE, str(folder))
+    forget()
+    yield folder
+    OPS.pop("toy", None)
+    forget()
+
+
 def pytest_collection_modifyitems(items):
     """The longest first, so that no core is left with one of them at the end."""
     items.sort(key=lambda item: item.get_closest_marker("slow") is None)

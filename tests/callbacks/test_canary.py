@@ -11,7 +11,6 @@ import pytest
 import torch
 from fasttrain_kernels import choose, native
 from fasttrain_kernels.ops.rms_norm import cpu_kernel
-from fasttrain_kernels.registry import OPS
 from tiny import CONFIG
 
 import fasttrain
@@ -23,15 +22,8 @@ EVERY = {"type": "canary", "every_steps": 2}
 
 
 @pytest.fixture(autouse=True)
-def own_cache(tmp_path, monkeypatch, caplog):
-    """Proofs and quarantines of this test alone."""
-    monkeypatch.setenv("FASTTRAIN_CACHE", str(tmp_path / "cache"))
+def alone(own_cache, caplog):
     caplog.set_level(logging.INFO, "fasttrain")
-    for op in OPS.values():
-        op.forget()
-    yield
-    for op in OPS.values():
-        op.forget()
 
 
 @pytest.fixture

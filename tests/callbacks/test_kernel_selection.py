@@ -6,14 +6,17 @@ from types import SimpleNamespace
 import pytest
 import torch
 from fasttrain_kernels import native, timing
+from fasttrain_kernels.registry import find
 from fasttrain_kernels.selection import Choice
+from fasttrain_kernels.settings import provider_names
 from model.tiny_models import CONFIGS, causal_lm, language_model
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from fasttrain.callbacks.kernel_selection import KernelSelection
 from fasttrain.config.errors import UserError
-from fasttrain.config.schema.kernels import KernelsConfig
+from fasttrain.config.kernel_rules import backends_of, ops
+from fasttrain.config.schema.kernels import PROVIDERS, KernelsConfig
 from fasttrain.core.batch import BatchProfile
 from fasttrain.core.events import Callback, Hooks
 from fasttrain.core.interfaces import Topology
@@ -306,8 +309,7 @@ def test_all_ranks_take_what_rank_0_decides(tmp_path):
 
 
 @needs_cpu_kernel
-def test_full_autotuning_times_the_sites_on_the_runs_sizes(tmp_path, monkeypatch):
-    monkeypatch.setenv("FASTTRAIN_CACHE", str(tmp_path))  # times of nobody else's
+def test_full_autotuning_times_the_sites_on_the_runs_sizes(own_cache, monkeypatch):
     monkeypatch.setattr(timing, "SECONDS", 0.01)
     profile = BatchProfile(CPU, torch.float32, tokens=64, document_lengths=(10, 20, 30, 40))
     full = KernelsConfig(autotune="full", providers="none")  # none that compiles for long
@@ -328,3 +330,11 @@ def test_only_kernels_that_repeat_their_bits_and_only_allowed_providers():
     assert dict(row.rejected)["sdpa"] == "left out: not among the providers allowed"
     with pytest.raises(UserError, match="leaves sdpa out"):
         select(language_model(), providers=("flex",), packed_attention="sdpa")
+
+
+def test_the_config_names_the_ops_and_backends_that_there_are():
+    """Its names are written down a second time, since reading a config loads no torch."""
+    for op in ops():
+        assert set(backends_of(op)) == {"auto", *(c.name for c in find(op).candidates)}
+    assert set(PROVIDERS) == set(provider_names())
+    assert set(ops()) == set(OPS)

@@ -21,17 +21,9 @@ def fresh_output(monkeypatch):
     monkeypatch.delenv("FASTTRAIN_KERNELS", raising=False)
 
 
-@pytest.fixture
-def own_cache(tmp_path, monkeypatch):
-    """What is known of kernels in this test alone."""
-    if native.why_not("_C_cpu") is not None:
-        pytest.skip("no C++ kernels here")
-    monkeypatch.setenv("FASTTRAIN_CACHE", str(tmp_path / "kernel-cache"))
-    for op in OPS.values():
-        op.forget()
-    yield tmp_path / "kernel-cache"
-    for op in OPS.values():
-        op.forget()
+needs_cpu_kernel = pytest.mark.skipif(
+    native.why_not("_C_cpu") is not None, reason=f"{native.why_not('_C_cpu')}"
+)
 
 
 def test_every_backend_of_every_op_is_a_row_with_a_reason_where_it_cannot_serve():
@@ -61,6 +53,7 @@ def test_a_faulty_environment_variable_is_the_users_mistake(asked, monkeypatch, 
     assert error.startswith("fasttrain: error: environment: ") and error.count("\n") == 1
 
 
+@needs_cpu_kernel
 def test_check_prints_every_self_test_and_one_that_fails_is_not_used_any_more(
     capsys, monkeypatch, own_cache
 ):
@@ -89,6 +82,7 @@ def test_a_name_that_is_none_is_the_users_mistake(verb, asked, capsys, own_cache
     assert error.startswith("fasttrain: error: ") and error.count("\n") == 1
 
 
+@needs_cpu_kernel
 def test_bench_times_the_configs_sizes_and_runs_go_by_it(tmp_path, monkeypatch, capsys, own_cache):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(timing, "SECONDS", 0.01)

@@ -72,14 +72,6 @@ def places_of(op):
     ]
 
 
-@pytest.fixture
-def own_cache(tmp_path, monkeypatch):
-    """A cache that nobody else writes to, and no toy op afterwards."""
-    monkeypatch.setenv("FASTTRAIN_CACHE", str(tmp_path / "cache"))
-    yield
-    OPS.pop("toy", None)
-
-
 def pytest_generate_tests(metafunc):
     """A test that asks for a `place` runs on each of the op that its file is named for."""
     if "place" in metafunc.fixturenames:

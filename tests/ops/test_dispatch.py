@@ -154,7 +154,7 @@ CPU_TOY = Toy(torch.device("cpu"))
 
 
 @pytest.fixture
-def toy(monkeypatch, tmp_path):
+def toy(monkeypatch, own_cache):
     """An op of three backends on CPUs: one that can't serve, one that advises against itself, one
     that does neither."""
 
@@ -173,10 +173,7 @@ def toy(monkeypatch, tmp_path):
         backend("slow", advice=lambda problem: "slow, by name only"),
         backend("fair", advice=lambda problem: None),
     )
-    monkeypatch.setenv("FASTTRAIN_CACHE", str(tmp_path))
-    op = Op("toy", candidates, "toy", lambda device: Toy(device), {})
-    yield op
-    del OPS["toy"]
+    return Op("toy", candidates, "toy", lambda device: Toy(device), {})
 
 
 def test_a_backend_that_advises_against_itself_is_taken_by_name_only(toy):

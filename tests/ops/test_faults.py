@@ -25,9 +25,8 @@ REAL = torch.arange(1.0, 101.0)
 
 
 @pytest.fixture(autouse=True)
-def alone(tmp_path, monkeypatch):
-    """A cache of its own, and backends that have done nothing yet."""
-    monkeypatch.setenv("FASTTRAIN_CACHE", str(tmp_path))
+def alone(own_cache, monkeypatch):
+    """Backends that have done nothing yet."""
     monkeypatch.setattr(third, "calls", {"forward": 0, "backward": 0})
     monkeypatch.setattr(nan, "calls", 0)
     monkeypatch.setattr(nan, "first", 1)
@@ -35,7 +34,6 @@ def alone(tmp_path, monkeypatch):
     self_test.RUNS.clear()
     yield
     leaky.kept.clear()
-    OPS.pop("toy", None)
 
 
 def rejected(op, **options):

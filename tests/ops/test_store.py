@@ -12,23 +12,18 @@ import fasttrain_kernels
 import pytest
 import torch
 from fasttrain_kernels import fingerprint, store, timing
-from fasttrain_kernels.registry import OPS
 from fasttrain_kernels.store import SECTIONS, Store, reset, store_for
 from toy_op.op import describe, make
 
 FACTS = {"device": "A device (R)", "torch": "1"}
 
 
-@pytest.fixture(autouse=True)
-def alone(tmp_path, monkeypatch):
-    monkeypatch.setenv("FASTTRAIN_CACHE", str(tmp_path / "cache"))
-    yield
-    OPS.pop("toy", None)
+pytestmark = pytest.mark.usefixtures("own_cache")
 
 
 @pytest.fixture
-def path(tmp_path):
-    return tmp_path / "cache" / "kernels" / "records.json"
+def path(own_cache):
+    return own_cache / "kernels" / "records.json"
 
 
 def test_records_survive_the_process_and_say_where_they_are_from(path):
@@ -216,8 +211,8 @@ def test_only_an_op_that_exists_is_forgotten():
         fasttrain_kernels.reset("rmsnorm")
 
 
-def test_the_folder_is_the_variables_or_the_homes(monkeypatch, tmp_path):
-    assert store.directory() == tmp_path / "cache" / "kernels"
+def test_the_folder_is_the_variables_or_the_homes(own_cache, monkeypatch, tmp_path):
+    assert store.directory() == own_cache / "kernels"
     monkeypatch.delenv("FASTTRAIN_CACHE")
     monkeypatch.setenv("HOME", str(tmp_path))
     assert store.directory() == tmp_path / ".cache" / "fasttrain" / "kernels"

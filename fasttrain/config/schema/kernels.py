@@ -40,7 +40,7 @@ class KernelsConfig(Section):
     """Rotary position embedding of queries and keys."""
     swiglu: Literal["auto", "eager", "cpu", "triton", "liger", "compile"] = "auto"
     """The gate of an MLP with SiLU."""
-    geglu: Literal["auto", "eager", "cpu", "triton", "compile"] = "auto"
+    geglu: Literal["auto", "eager", "cpu", "triton", "liger", "compile"] = "auto"
     """The gate of an MLP with GELU."""
     embedding: Literal["auto", "eager", "cpu", "triton"] = "auto"
     """The embedding of tokens."""
