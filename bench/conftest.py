@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 from fasttrain_kernels import check
+from fasttrain_kernels.fingerprint import device_name, slug
 from fasttrain_kernels.registry import OPS
 
 from bench import harness
@@ -27,7 +28,7 @@ def device(request):
 def ceilings(device):
     found = harness.measure_ceilings(device)
     print(
-        f"\n{harness.device_name(device)}: copy {found.copy / 1e9:.1f} GB/s, "
+        f"\n{device_name(device)}: copy {found.copy / 1e9:.1f} GB/s, "
         f"matmul {found.matmul / 1e9:.0f} GFLOP/s {found.matmul_dtype}"
     )
     return found
@@ -39,7 +40,7 @@ def results(device, ceilings):
     about = harness.machine(device)
     rows = {}
     yield rows
-    folder = RESULTS / harness.slug(about["device"])
+    folder = RESULTS / slug(about["device"])
     about["load_after"] = harness.load()
     for op, found in rows.items():
         folder.mkdir(parents=True, exist_ok=True)

@@ -6,19 +6,17 @@ can't run here is a row with the reason. So is a peer that fails; one that takes
 call is called once.
 """
 
-import contextlib
 import math
 import os
 import platform
-import re
 import statistics
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import torch
+from fasttrain_kernels.fingerprint import device_name
 from fasttrain_kernels.memory import PeakMemory
 from fasttrain_kernels.timing import sample
 
@@ -251,19 +249,3 @@ def machine(device: str) -> dict[str, object]:
 def load() -> float:
     """Processes that wanted to run, averaged over the last minute; ours are among them."""
     return round(os.getloadavg()[0], 2)
-
-
-def device_name(device: str) -> str:
-    """The processor's name as its maker gives it."""
-    if device == "cuda":
-        return torch.cuda.get_device_name()
-    with contextlib.suppress(OSError):
-        found = re.search(r"model name\s*:\s*(.+)", Path("/proc/cpuinfo").read_text())
-        if found:
-            return found[1].strip()
-    return platform.processor() or platform.machine()
-
-
-def slug(name: str) -> str:
-    """A device's name as a folder's: "Intel(R) Xeon(R) Processor" -> "intel-xeon-processor"."""
-    return re.sub(r"[^a-z0-9]+", "-", re.sub(r"\((r|tm|c)\)", "", name.lower())).strip("-")

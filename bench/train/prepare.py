@@ -32,6 +32,8 @@ from transformers import (
 from workload import ROOT, WORK, WORKLOADS, Workload
 
 sys.path.insert(0, str(ROOT))
+from fasttrain_kernels.fingerprint import slug
+
 from bench import harness
 
 SEED = 0
@@ -159,7 +161,7 @@ def environment() -> dict[str, Any]:
     return {
         "versions": {"python": platform.python_version(), **versions()},
         "commit": _commit(),
-        "device_slug": harness.slug(str(machine["device"])),
+        "device_slug": slug(str(machine["device"])),
         "machine": {
             **machine,
             "memory_gib": round(

@@ -5,7 +5,6 @@
 
 import argparse
 import sys
-from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 import torch
@@ -13,6 +12,7 @@ import torch
 from fasttrain_kernels import checks, native
 from fasttrain_kernels.check import check
 from fasttrain_kernels.dispatch import explain, reset
+from fasttrain_kernels.fingerprint import installed_version
 from fasttrain_kernels.settings import MODES
 
 
@@ -47,10 +47,7 @@ def main() -> int:
 def machine() -> str:
     """One line on what the kernels would run on."""
     missing = native.why_not("_C_cpu")
-    try:
-        triton = version("triton")
-    except PackageNotFoundError:
-        triton = "not installed"
+    triton = installed_version("triton") or "not installed"
     cpu = missing or f"CPU kernels in {native.cpu_isa()}"
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else "no CUDA device"
     return f"torch {torch.__version__}, triton {triton}; {cpu}; {gpu}"

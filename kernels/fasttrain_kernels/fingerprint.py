@@ -27,13 +27,13 @@ def fingerprint(device_type: str, index: int | None = None) -> dict[str, str]:
     facts = {
         "kernels": source_digest(),
         "torch": torch.__version__,
-        "triton": _version("triton"),
+        "triton": installed_version("triton") or "absent",
         "device": device_name(device_type, index),
     }
     if device_type == "cuda":
         facts |= {"cuda": str(torch.version.cuda), "driver": _driver()}
-    installed = ((name, _version(name)) for name in PROVIDERS)
-    return facts | {name: found for name, found in installed if found != "absent"}
+    installed = ((name, installed_version(name)) for name in PROVIDERS)
+    return facts | {name: found for name, found in installed if found is not None}
 
 
 def digest(facts: dict[str, str]) -> str:
@@ -62,11 +62,17 @@ def device_name(device_type: str, index: int | None = None) -> str:
     return found[1].strip() if found else platform.processor() or platform.machine()
 
 
-def _version(distribution: str) -> str:
+def slug(name: str) -> str:
+    """A device's name as a file's: "Intel(R) Xeon(R) Processor" -> "intel-xeon-processor"."""
+    return re.sub(r"[^a-z0-9]+", "-", re.sub(r"\((r|tm|c)\)", "", name.lower())).strip("-")
+
+
+def installed_version(distribution: str) -> str | None:
+    """Of a package; None where it is not installed."""
     try:
         return version(distribution)
     except PackageNotFoundError:
-        return "absent"
+        return None
 
 
 def _driver() -> str:

@@ -21,7 +21,6 @@ import json
 import logging
 import math
 import os
-import re
 import secrets
 import threading
 import time
@@ -31,7 +30,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from fasttrain_kernels import in_flight
-from fasttrain_kernels.fingerprint import digest, fingerprint
+from fasttrain_kernels.fingerprint import digest, fingerprint, slug
 
 VARIABLE = "FASTTRAIN_CACHE"
 SECTIONS = ("parity", "launched", "times", "quarantine")
@@ -207,8 +206,7 @@ _stores_lock = threading.Lock()
 def store_for(device_type: str, index: int | None = None) -> Store:
     """The records of a device, read once in a process."""
     facts = fingerprint(device_type, index)
-    slug = re.sub(r"[^a-z0-9]+", "-", facts["device"].lower()).strip("-")
-    path = directory() / f"{slug}-{digest(facts)}.json"
+    path = directory() / f"{slug(facts['device'])}-{digest(facts)}.json"
     with _stores_lock:
         if path not in _stores:
             _stores[path] = Store(path, facts)
