@@ -13,15 +13,10 @@ EPS = 1e-6
 
 def workload(problem: Problem, *, rows: int = 0, lengths: tuple[int, ...] = ()) -> Workload:
     """Forward and backward of `rows` rows."""
-    drawn, shape, style = (
-        Drawn(problem.device),
-        (rows or problem.rows, problem.width),
-        problem.style,
-    )
-    x, weight = (
-        drawn.leaf(*shape, dtype=problem.dtype),
-        drawn.leaf(problem.width, dtype=problem.weight_dtype),
-    )
+    drawn, style = Drawn(problem.device), problem.style
+    shape = (rows or problem.rows, problem.width)
+    x = drawn.leaf(*shape, dtype=problem.dtype)
+    weight = drawn.leaf(problem.width, dtype=problem.weight_dtype)
     residual_dtype = problem.residual_dtype
     residual = None if residual_dtype is None else drawn.leaf(*shape, dtype=residual_dtype)
     y_dtype = reference.output_dtype(problem.dtype, residual_dtype, problem.weight_dtype, style)
