@@ -7,6 +7,8 @@ MALLOC_TRIM_THRESHOLD_ to 8589934592, so that the C library keeps what is freed:
 half of a short call, otherwise fall on whoever comes after a certain other.
 """
 
+import importlib
+
 import pytest
 import torch
 from fasttrain_kernels import use
@@ -88,8 +90,7 @@ def pytest_generate_tests(metafunc):
 def test_auto(compare, device, request, op, facts):
     found = find(op)
     problem = found.describe(device=device, **facts)
-    module = __import__(found.workload, fromlist=["workload"])
-    workload = module.workload(problem)
+    workload = importlib.import_module(found.workload).workload(problem)
     with_compile = request.config.getoption("--compile")
 
     def named(backend):

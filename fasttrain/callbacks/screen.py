@@ -147,12 +147,12 @@ def kernel_section(plan: KernelPlan) -> list[Text]:
     if not plan.rows:
         return section("kernels", ["none selected: the model runs as its authors wrote it"])
     timed = any(row.milliseconds is not None for row in plan.rows)
-    headings = ("op", "sites", "chosen", "why", "parity", *TIMED[:timed], "rejected")
+    headings = ("op", "sites", "chosen", "why", "parity", *((TIMED,) if timed else ()), "rejected")
     lines = table(headings, [kernel_cells(row, timed=timed) for row in plan.rows])
     return section("kernels", [*lines, *_other_paths(plan)])
 
 
-TIMED = ("ms (eager)",)  # a column that is there where anything was timed
+TIMED = "ms (eager)"  # a column that is there where anything was timed
 # What generation does by itself: attention that keeps a cache, and logits of the last position.
 NOT_IN_GENERATION = ("packed_attention", "linear_cross_entropy")
 
@@ -175,14 +175,14 @@ def kernel_cells(row: KernelRow, *, timed: bool) -> tuple[str, ...]:
     for name, reason in row.rejected:
         names.setdefault(reason, []).append(name)
     rejected = (f"{', '.join(of)}: {shorten(why, REASON_WIDTH)}" for why, of in names.items())
-    times = (f"{_ms(row.milliseconds)} ({_ms(row.eager_milliseconds)})",)
+    times = f"{_ms(row.milliseconds)} ({_ms(row.eager_milliseconds)})"
     return (
         row.op,
         f"{row.sites_matched} of {row.sites_found}",
         row.chosen,
         shorten(row.reason, REASON_WIDTH),
         "—" if row.parity is None else f"{row.parity:.2f}",
-        *times[:timed],
+        *((times,) if timed else ()),
         "; ".join(rejected) or "—",
     )
 

@@ -37,9 +37,10 @@ class SiteRules:
                     hint="Make one of them narrower, or the two alike.",
                 )
             )
-        for pattern, backend in found.items():
-            return backend, f"kernels.sites '{pattern}'"
-        return getattr(self.config, op), "the config"
+        if not found:
+            return getattr(self.config, op), "the config"
+        pattern, backend = next(iter(found.items()))
+        return backend, f"kernels.sites '{pattern}'"
 
     def refuse_unfitted(self) -> None:
         """UserError where a glob fits no site of an op that it names, or no site at all."""

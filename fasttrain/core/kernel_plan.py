@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 
@@ -75,24 +74,14 @@ class KernelPlan:
 
         ValueError where there is none.
         """
-        return self.changed(
-            lambda site: site.op == op and site.matches(pattern),
-            lambda site: KernelSite(site.path, op, EAGER, reason),
-            what=f"no site of {op} fits {pattern!r}",
-        )
 
-    def changed(
-        self,
-        fits: Callable[[KernelSite], bool],
-        change: Callable[[KernelSite], KernelSite],
-        *,
-        what: str = "no site fits",
-    ) -> KernelPlan:
-        """The plan with `change` made to each site that fits. ValueError where none does."""
-        if not any(map(fits, self.sites)):
-            raise ValueError(what)
-        sites = tuple(change(site) if fits(site) else site for site in self.sites)
-        return replace(self, sites=sites)
+        def left(site: KernelSite) -> bool:
+            return site.op == op and site.matches(pattern)
+
+        if not any(map(left, self.sites)):
+            raise ValueError(f"no site of {op} fits {pattern!r}")
+        sites = (KernelSite(s.path, op, EAGER, reason) if left(s) else s for s in self.sites)
+        return replace(self, sites=tuple(sites))
 
 
 def fits(path: str, pattern: str) -> bool:

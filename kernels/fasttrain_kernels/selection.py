@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 from fasttrain_kernels import timing
 from fasttrain_kernels.proof import proven
 from fasttrain_kernels.registry import Candidate
-from fasttrain_kernels.settings import EAGER, STRICT, Wish
+from fasttrain_kernels.settings import EAGER, STRICT, Wish, allows
 from fasttrain_kernels.store import store_for
 from fasttrain_kernels.timing import Sizes
 
@@ -95,7 +95,7 @@ def advice(candidate: Candidate, problem: Any) -> str | None:
 
 def _left_out(candidate: Candidate, problem: Any, asked: Wish) -> str | None:
     """Why nobody wants it here, whether it can serve or not."""
-    if candidate.provider and not asked.allows(candidate.name):
+    if candidate.provider and not allows(asked.providers, candidate.name):
         return "left out: not among the providers allowed"
     varies = _says(candidate, "varies", problem) if asked.deterministic else None
     return None if varies is None else f"not deterministic: {varies}"
@@ -138,9 +138,15 @@ def _automatic(op: Op, problem: Any, asked: Wish, sizes: Sizes | None, in_model:
         known = timing.milliseconds(op, problem, in_model=in_model)
         times = {c.name: known[c.name] for c in able if c.name in known}
         rejected |= timing.rejections(op, problem)
+    parity: float | str | None = None
     for candidate in _order(able, problem, asked, times):
-        if candidate.name not in rejected and _proves(op, candidate, problem, rejected):
+        if candidate.name in rejected:
+            continue
+        parity = _proof(op, candidate, problem)
+        if not isinstance(parity, str):
             break
+        rejected[candidate.name] = parity
+    assert not isinstance(parity, str), "eager is last, and its own proof"
     if asked.mode == STRICT:
         _refuse_fallback(op, problem, asked, candidate, rejected)
     for other in (each for each in able if each is not candidate):
@@ -148,8 +154,6 @@ def _automatic(op: Op, problem: Any, asked: Wish, sizes: Sizes | None, in_model:
             rejected.setdefault(other.name, _beside(candidate, asked, times, times[other.name]))
         elif (against := advice(other, problem)) is not None:
             rejected.setdefault(other.name, against)
-    parity = _proof(op, candidate, problem)
-    assert not isinstance(parity, str)
     reason = _reason(op, candidate, problem, asked, times)
     return _choice(op, candidate, reason, rejected, parity, times)
 

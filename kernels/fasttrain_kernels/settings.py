@@ -64,14 +64,12 @@ class Settings:
                 "contradicts it; drop one of the two"
             )
         named = next((candidate for candidate in candidates if candidate.name == backend), None)
-        if named is not None and named.provider and not self._allows(backend):
+        wanted = (ALL_PROVIDERS,) if self.providers is None else self.providers
+        if named is not None and named.provider and not allows(wanted, backend):
             raise ValueError(
                 f"{self.source}: providers={'+'.join(self.providers or ()) or 'none'} leaves "
                 f"{backend} out, so {op_name}={backend} contradicts it; drop one of the two"
             )
-
-    def _allows(self, provider: str) -> bool:
-        return self.providers is None or bool({provider, ALL_PROVIDERS} & set(self.providers))
 
     def backend(self, op_name: str) -> str | None:
         return dict(self.backends).get(op_name)
@@ -94,9 +92,6 @@ class Wish(NamedTuple):
     @property
     def preferred(self) -> str | None:
         return self.backend.removeprefix(PREFER) if self.backend.startswith(PREFER) else None
-
-    def allows(self, provider: str) -> bool:
-        return bool({provider, ALL_PROVIDERS} & set(self.providers))
 
 
 # The `use()` blocks in force, innermost first. Process-wide rather than per context: autograd runs
@@ -135,6 +130,11 @@ def wish(op_name: str, caller: Settings) -> Wish:
 
 def _first(said: list[T | None], default: T) -> T:
     return next((value for value in said if value is not None), default)
+
+
+def allows(providers: tuple[str, ...], name: str) -> bool:
+    """Whether a backend of others is among those that may serve."""
+    return ALL_PROVIDERS in providers or name in providers
 
 
 def provider_names() -> tuple[str, ...]:

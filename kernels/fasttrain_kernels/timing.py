@@ -102,13 +102,11 @@ def measure(
     sizes: Sizes | None = None,
     *,
     in_model: bool = False,
-    anew: bool = False,
     budget: int | None = None,
 ) -> None:
-    """Time `candidates` and eager PyTorch, unless that is on record; `anew`: even then.
+    """Time `candidates` and eager PyTorch, unless that is on record.
 
     in_model: the op's reference is not among them: a model's own code stands for eager PyTorch.
-
     budget: bytes that a backend may hold beyond the tensors it is given; by default three times
     these tensors, and no more than a quarter of what is free. Nothing is measured for a problem of
     unknown size.
@@ -117,10 +115,10 @@ def measure(
         return
     names = {candidate.name for candidate in candidates} - ({EAGER} if in_model else set())
     store = store_for(problem.device.type, problem.device.index)
-    if not anew and names <= _records(op, problem).keys():
+    if names <= _records(op, problem).keys():
         return
     with store.measuring():
-        if anew or not names <= _records(op, problem).keys():
+        if not names <= _records(op, problem).keys():  # another process may have measured it
             log.info("%s: timing %s", op.name, ", ".join(sorted(names)))
             try:
                 backends = _measured(op, problem, names, sizes or Sizes(), budget)
