@@ -8,7 +8,7 @@ import types
 import pytest
 import torch
 from fasttrain_kernels import liger, proof
-from fasttrain_kernels.compiled import compiled
+from fasttrain_kernels.compiled import _program, compiled
 from fasttrain_kernels.ops.rms_norm import compile_provider, liger_provider, reference
 from fasttrain_kernels.ops.rms_norm import self_test as rms_norm_test
 from fasttrain_kernels.ops.rms_norm.op import describe
@@ -43,6 +43,7 @@ def test_roundings_are_made_as_they_are_written(monkeypatch):
 
 def test_everything_that_is_compiled_is_whole(monkeypatch):
     """The graph that would be compiled, run as it is: there is one, and no more."""
+    _program.cache_clear()
     monkeypatch.setattr(
         torch,
         "compile",
@@ -57,6 +58,30 @@ def test_everything_that_is_compiled_is_whole(monkeypatch):
         fresh.forward, fresh.backward = compiled(source.forward), compiled(source.backward)
         monkeypatch.setitem(sys.modules, fresh.__name__, fresh)
         assert proof.in_this_process(op.self_test, fresh.__name__, problem) <= 1.0
+    _program.cache_clear()
+
+
+def test_a_width_is_compiled_once_whatever_the_rows_and_however_many_there_are(monkeypatch):
+    """Dynamo gives up after 8 programs of one code object, and soon takes all sizes for dynamic."""
+    made = []
+
+    def noting(graph, inputs):
+        made.append(graph)
+        return graph
+
+    real = torch.compile
+    monkeypatch.setattr(torch, "compile", lambda f, fullgraph, options: real(f, backend=noting))
+    _program.cache_clear()
+    widths = range(2, 2 + 2 * torch._dynamo.config.recompile_limit)
+    for rows in (14, 17):
+        for width in widths:
+            x = torch.randn(rows, width, requires_grad=rows == 14)
+            y = compile_provider.forward(x, torch.ones(width), 1e-6, None, "llama")[0]
+            torch.testing.assert_close(
+                y, reference.forward(x, torch.ones(width), 1e-6, None, "llama")[0]
+            )
+    _program.cache_clear()
+    assert len(made) == len(widths)
 
 
 def test_it_is_taken_by_name_or_by_time_only():
