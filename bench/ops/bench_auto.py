@@ -1,5 +1,6 @@
-"""Whether "auto" takes the fastest: each op on shapes of its own benchmark, forward and backward,
-on every backend that can serve. `ours` of a row is what "auto" takes after a timing pass.
+"""Whether "auto" takes the fastest for a site of a model: each op on shapes of its own benchmark and
+of the quick start, forward and backward, on every backend that can serve; "eager" is what models do
+by themselves. `ours` of a row is what "auto" takes after a timing pass.
 
 `python bench/auto.py` says what the results come to. `--compile` has torch.compile's code compete
 too, which takes seconds a case to make. On a CPU set MALLOC_MMAP_THRESHOLD_ and
@@ -11,10 +12,9 @@ import importlib
 
 import pytest
 import torch
-from fasttrain_kernels import use
 from fasttrain_kernels.registry import find
 from fasttrain_kernels.selection import why_not
-from fasttrain_kernels.settings import AUTO
+from fasttrain_kernels.settings import EAGER
 
 from bench.harness import Absent, Case, Provider, chosen_device
 
@@ -28,6 +28,16 @@ def attention(document, dtype=F32):
     return {**heads, "document_length": document, "rows": 4096, "dtype": dtype}
 
 
+QUICK_START = [  # configs/quickstart.yaml: 4 packs of 512 tokens
+    ("rms_norm", {"rows": 2048, "width": 192, "dtype": F32}),
+    ("rope", {"rows": 2048, "query_heads": 6, "key_heads": 2, "head_dim": 32, "dtype": F32}),
+    ("swiglu", {"rows": 2048, "width": 512, "dtype": F32}),
+    ("embedding", {"rows": 2048, "width": 192, "vocabulary": 4096, "dtype": F32}),
+    (
+        "packed_attention",
+        attention(64) | {"rows": 2048, "query_heads": 6, "key_heads": 2, "head_dim": 32},
+    ),
+]
 CPU_CASES = [
     *(("rms_norm", {"rows": r, "width": w, "dtype": F32}) for r, w in ((4096, 512), (8192, 1024))),
     ("rms_norm", {"rows": 32768, "width": 128, "dtype": F32}),
@@ -57,6 +67,7 @@ CPU_CASES = [
     ("linear_cross_entropy", {"rows": 512, "width": 192, "classes": 4096, "dtype": F32}),
     *(("packed_attention", attention(length)) for length in (64, 512, 4096)),
     ("packed_attention", attention(512, BF16)),
+    *QUICK_START,
 ]
 CUDA_CASES = [
     ("rms_norm", {"rows": 16384, "width": 4096, "dtype": BF16}),
@@ -93,27 +104,30 @@ def test_auto(compare, device, request, op, facts):
     workload = importlib.import_module(found.workload).workload(problem)
     with_compile = request.config.getoption("--compile")
 
-    def named(backend):
+    def provider(backend):
         def build():
             reason = why_not(found, found.candidate(backend), problem)
             if reason is not None:
                 raise Absent(reason)
-            return lambda: workload.step(backend)
+            return lambda: workload.step(None if backend == EAGER else backend)
 
         return Provider(backend, build, longest=LONGEST, settles=True)
 
-    able = tuple(c.name for c in found.candidates if c.provider and c.name != "compile")
-    with use(autotune="full", providers=("all",) if with_compile else able):
-        workload.step(AUTO)
-        chosen = found.choose(problem).backend
+    names = [
+        candidate.name
+        for candidate in found.candidates
+        if candidate.made_for(torch.device(device).type)
+        and (candidate.name != "compile" or with_compile)
+    ]
+    others = tuple(name for name in names if found.candidate(name).provider)
+    chosen = found.choose(problem, in_model=True, autotune="full", providers=others).backend
     tensors = (*workload.leaves, *workload.gradients)
     moved = 2 * sum(tensor.numel() * tensor.element_size() for tensor in tensors)
-    names = [c.name for c in found.candidates if c.made_for(torch.device(device).type)]
     compare(
         Case("auto", name_of(op, facts), moved, rounds=FEWEST_ROUNDS),
-        [named(name) for name in names if name != "compile" or with_compile],
+        [provider(name) for name in names],
         ours=chosen,
-        baseline="eager",
+        baseline=EAGER,
     )
 
 
