@@ -1,6 +1,6 @@
-"""Whether "auto" takes the fastest for a site of a model: each op on shapes of its own benchmark and
-of the quick start, forward and backward, on every backend that can serve; "eager" is what models do
-by themselves. `ours` of a row is what "auto" takes after a timing pass.
+"""Whether "auto" takes the fastest for a site of a model: each op on shapes of its own benchmark
+and of the quick start, forward and backward, on every backend that can serve; "eager" is what
+models do by themselves. `ours` of a row is what "auto" takes after a timing pass.
 
 `python bench/auto.py` says what the results come to. `--compile` has torch.compile's code compete
 too, which takes seconds a case to make. On a CPU set MALLOC_MMAP_THRESHOLD_ and
