@@ -1,0 +1,321 @@
+// Steps of optimizers over a range of a tensor, and the sum of its squares.
+// Compiled once per instruction set: see vec.h for what that forbids.
+#include "optimizer.h"
+#include "vec.h"
+
+namespace fasttrain {
+namespace FT_ISA {
+
+FT_INLINE VecU32 as_bits(VecF32 value) { return reinterpret_cast<VecU32>(value); }
+FT_INLINE VecF32 as_value(VecU32 bits) { return reinterpret_cast<VecF32>(bits); }
+FT_INLINE uint32_t as_bits(float value) {
+  uint32_t bits;
+  __builtin_memcpy(&bits, &value, sizeof(bits));
+  return bits;
+}
+FT_INLINE float as_value(uint32_t bits) {
+  float value;
+  __builtin_memcpy(&value, &bits, sizeof(value));
+  return value;
+}
+FT_INLINE VecF32 to_value(VecU32 number) {
+  typedef int32_t Signed __attribute__((vector_size(FT_VECTOR_BYTES)));
+  return __builtin_convertvector(reinterpret_cast<Signed>(number), VecF32);
+}
+FT_INLINE VecF32 root(VecF32 value) {
+#if defined(__AVX512F__)
+  return _mm512_sqrt_ps(value);
+#elif defined(__AVX2__)
+  return _mm256_sqrt_ps(value);
+#else
+  for (int64_t i = 0; i < kLanes<float>; ++i) value[i] = __builtin_sqrtf(value[i]);
+  return value;
+#endif
+}
+template <class V>
+FT_INLINE V splat(float value) {
+  return V{} + value;
+}
+
+}  // namespace FT_ISA
+}  // namespace fasttrain
+
+#include "../common/optimizer_math.h"
+
+namespace fasttrain {
+namespace FT_ISA {
+namespace {
+
+constexpr int64_t kStep = kLanes<float>;
+
+FT_INLINE VecU32 load_codes(const uint8_t* from, Whole) {
+#if defined(__AVX512F__)
+  return reinterpret_cast<VecU32>(
+      _mm512_cvtepu8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(from))));
+#elif defined(__AVX2__)
+  return reinterpret_cast<VecU32>(
+      _mm256_cvtepu8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(from))));
+#else
+  VecU32 codes;
+  for (int64_t i = 0; i < kStep; ++i) codes[i] = from[i];
+  return codes;
+#endif
+}
+
+FT_INLINE void store_codes(uint8_t* to, VecU32 codes, Whole) {
+#if defined(__AVX512F__)
+  _mm_storeu_si128(reinterpret_cast<__m128i*>(to),
+                   _mm512_cvtepi32_epi8(reinterpret_cast<__m512i>(codes)));
+#elif defined(__AVX2__)
+  const __m256i all = reinterpret_cast<__m256i>(codes);
+  const __m128i words = _mm_packus_epi32(_mm256_castsi256_si128(all), _mm256_extracti128_si256(all, 1));
+  _mm_storel_epi64(reinterpret_cast<__m128i*>(to), _mm_packus_epi16(words, words));
+#else
+  for (int64_t i = 0; i < kStep; ++i) to[i] = static_cast<uint8_t>(codes[i]);
+#endif
+}
+
+FT_INLINE VecU32 load_codes(const uint8_t* from, First first) {
+  uint8_t buffer[kStep] = {};
+  for (int64_t i = 0; i < first.n; ++i) buffer[i] = from[i];
+  return load_codes(buffer, Whole{});
+}
+
+FT_INLINE void store_codes(uint8_t* to, VecU32 codes, First first) {
+  uint8_t buffer[kStep];
+  store_codes(buffer, codes, Whole{});
+  for (int64_t i = 0; i < first.n; ++i) to[i] = buffer[i];
+}
+
+FT_INLINE VecU32 numbers_from(int64_t first) {
+  VecU32 lane;
+#pragma GCC unroll 16
+  for (int64_t i = 0; i < kStep; ++i) lane[i] = static_cast<uint32_t>(i);
+  return lane + static_cast<uint32_t>(first);
+}
+
+FT_INLINE VecF32 size_of(VecF32 value) { return as_value(as_bits(value) & 0x7fffffffu); }
+
+FT_INLINE float largest_lane(VecF32 value) {
+  float lanes[kStep], largest = 0.0f;
+  store(lanes, value, Whole{});
+  for (int64_t i = 0; i < kStep; ++i) largest = lanes[i] > largest ? lanes[i] : largest;
+  return largest;
+}
+
+// One block of a tensor, or the part of it that the row has.
+template <Algorithm algorithm, Rounding rounding, Moments moments>
+struct Block {
+  static constexpr bool kHasFirst = moments != Moments::none;
+  static constexpr bool kHasSecond = algorithm == Algorithm::adamw;
+  static constexpr bool kEightBits = moments == Moments::eight_bits;
+  static constexpr bool kDraws = rounding == Rounding::stochastic || kEightBits || moments == Moments::bf16;
+
+  const StepRow& row;
+  const Scalars& scalars;
+  const bool zero_grad;
+  const int64_t begin;
+  const int64_t number;  // of its first element, in the whole tensor
+  const int64_t block;   // of the row
+  const uint64_t key;
+  VecF32 largest_first{}, largest_root{};
+  VecF32 firsts[kBlock / kStep], roots[kBlock / kStep];
+
+  FT_INLINE Block(const StepChunk& chunk, const Scalars& scalars, uint64_t key, int64_t begin)
+      : row(*chunk.row),
+        scalars(scalars),
+        zero_grad(chunk.zero_grad),
+        begin(begin),
+        number(row.offset + begin),
+        block((lead_of(row) + begin) / kBlock),
+        key(keyed(key, static_cast<uint64_t>(number) >> 32)) {}
+
+  template <class Lanes>
+  FT_INLINE VecF32 gradient(int64_t i, Lanes lanes) {
+    VecF32 value;
+    if (row.grad_is_bf16) {
+      BFloat16* grad = static_cast<BFloat16*>(row.grad) + i;
+      value = load(grad, lanes);
+      if (zero_grad) store(grad, VecF32{}, lanes);
+    } else {
+      float* grad = static_cast<float*>(row.grad) + i;
+      value = load(grad, lanes);
+      if (zero_grad) store(grad, VecF32{}, lanes);
+    }
+    return value * scalars.factor;
+  }
+
+  template <class Lanes>
+  FT_INLINE VecF32 parameter(int64_t i, Lanes lanes) {
+    if constexpr (rounding == Rounding::none) return load(static_cast<float*>(row.param) + i, lanes);
+    if constexpr (rounding == Rounding::master) return load(static_cast<float*>(row.beside) + i, lanes);
+    return load(static_cast<BFloat16*>(row.param) + i, lanes);
+  }
+
+  template <class Lanes>
+  FT_INLINE void keep(int64_t i, VecF32 param, VecF32 lessened, VecU32 random, Lanes lanes) {
+    const VecF32 moved = param * scalars.decay - lessened;
+    BFloat16* narrow = static_cast<BFloat16*>(row.param) + i;
+    if constexpr (rounding == Rounding::none) {
+      store(static_cast<float*>(row.param) + i, moved, lanes);
+    } else if constexpr (rounding == Rounding::master) {
+      store(static_cast<float*>(row.beside) + i, moved, lanes);
+      store(narrow, moved, lanes);
+    } else if constexpr (rounding == Rounding::stochastic) {
+      store(narrow, rounded_at_random(moved, random), lanes);
+    } else {
+      BFloat16* lacking = static_cast<BFloat16*>(row.beside) + i;
+      const VecF32 wanted =
+          (param * (scalars.decay - 1.0f) - lessened) + load(lacking, lanes);
+      const VecF32 kept = round_to<BFloat16>(rounded(param + wanted));
+      store(narrow, kept, lanes);
+      store(lacking, wanted - (kept - param), lanes);
+    }
+  }
+
+  template <class Lanes>
+  FT_INLINE VecF32 moment(void* values, float* scale, bool is_root, int64_t i, Lanes lanes) {
+    if constexpr (moments == Moments::f32) return load(static_cast<float*>(values) + i, lanes);
+    if constexpr (moments == Moments::bf16) return load(static_cast<BFloat16*>(values) + i, lanes);
+    const VecU32 codes = load_codes(static_cast<uint8_t*>(values) + i, lanes);
+    return is_root ? root_of_code<VecF32>(codes, *scale) : first_of_code<VecF32>(codes, *scale);
+  }
+
+  template <class Lanes>
+  FT_INLINE void keep_moment(void* values, int64_t i, VecF32 value, VecU32 random, Lanes lanes) {
+    if constexpr (moments == Moments::f32) store(static_cast<float*>(values) + i, value, lanes);
+    if constexpr (moments == Moments::bf16)
+      store(static_cast<BFloat16*>(values) + i, rounded_at_random(value, random), lanes);
+  }
+
+  FT_INLINE VecU32 random(int64_t i, uint32_t use) {
+    if constexpr (!kDraws) return VecU32{};
+    return random_bits(numbers_from(number + i), key + use * 0x5851f42d4c957f2du);
+  }
+
+  // Steps the elements; moments of 8 bits stay in firsts and roots until all are known.
+  template <class Lanes>
+  FT_INLINE void move(int64_t i, Lanes lanes) {
+    const int64_t at = begin + i;
+    const VecF32 param = parameter(at, lanes);
+    const VecF32 grad = gradient(at, lanes);
+    VecF32 first{}, second{}, root_of_second{};
+    if constexpr (kHasFirst) first = moment(row.first, row.first_scale + block, false, at, lanes);
+    if constexpr (kHasSecond) {
+      second = moment(row.second, row.second_scale + block, true, at, lanes);
+      if constexpr (kEightBits) second = second * second;
+    }
+    const VecF32 lessened =
+        change<algorithm, kHasFirst>(param, grad, first, second, root_of_second, scalars);
+    keep(at, param, lessened, random(i, 0), lanes);
+    if constexpr (kEightBits) {
+      firsts[i / kStep] = first;
+      largest_first = size_of(first) > largest_first ? size_of(first) : largest_first;
+      roots[i / kStep] = root_of_second;
+      largest_root = root_of_second > largest_root ? root_of_second : largest_root;
+    } else {
+      const VecU32 bits = random(i, 1);
+      if constexpr (kHasFirst) keep_moment(row.first, at, first, bits, lanes);
+      if constexpr (kHasSecond) keep_moment(row.second, at, second, bits >> 16, lanes);
+    }
+  }
+
+  FT_INLINE void keep_codes(int64_t count) {
+    const float scale = scale_of(largest_lane(largest_first)), inverse = inverse_of(scale);
+    const float root_scale = scale_of(largest_lane(largest_root));
+    const float root_inverse = inverse_of(root_scale);
+    row.first_scale[block] = scale;
+    if constexpr (kHasSecond) row.second_scale[block] = root_scale;
+    each_vector<float>(count, [&](int64_t i, auto lanes) {
+      const VecU32 bits = random(i, 1);
+      store_codes(static_cast<uint8_t*>(row.first) + begin + i,
+                  code_of_first(firsts[i / kStep], inverse, bits & 0xffffu), lanes);
+      if constexpr (kHasSecond)
+        store_codes(static_cast<uint8_t*>(row.second) + begin + i,
+                    code_of_root(roots[i / kStep], root_inverse, bits >> 16), lanes);
+    });
+  }
+
+  FT_INLINE void run(int64_t count) {
+    each_vector<float>(count, [&](int64_t i, auto lanes) { move(i, lanes); });
+    if constexpr (kEightBits) keep_codes(count);
+  }
+};
+
+template <Algorithm algorithm, Rounding rounding, Moments moments>
+void step(const StepChunk& chunk, double (*power)(double, double)) {
+  const Scalars scalars = scalars_of<algorithm>(*chunk.numbers, chunk.step, *chunk.gate, power);
+  if (scalars.skip) return;
+  const uint64_t key = step_key(chunk.seed, chunk.row->stream, static_cast<float>(chunk.step));
+  const int64_t lead = lead_of(*chunk.row);
+  for (int64_t begin = chunk.begin; begin < chunk.end;) {
+    const int64_t edge = ((lead + begin) / kBlock + 1) * kBlock - lead;
+    const int64_t end = edge < chunk.end ? edge : chunk.end;
+    Block<algorithm, rounding, moments>(chunk, scalars, key, begin).run(end - begin);
+    begin = end;
+  }
+}
+
+template <Algorithm algorithm, Rounding rounding>
+void step(const StepChunk& chunk, double (*power)(double, double)) {
+  switch (chunk.moments) {
+    case Moments::f32:
+      return step<algorithm, rounding, Moments::f32>(chunk, power);
+    case Moments::bf16:
+      return step<algorithm, rounding, Moments::bf16>(chunk, power);
+    case Moments::eight_bits:
+      return step<algorithm, rounding, Moments::eight_bits>(chunk, power);
+    default:
+      if constexpr (algorithm == Algorithm::sgd)
+        return step<algorithm, rounding, Moments::none>(chunk, power);
+  }
+}
+
+template <Algorithm algorithm>
+void step(const StepChunk& chunk, double (*power)(double, double)) {
+  switch (chunk.rounding) {
+    case Rounding::none:
+      return step<algorithm, Rounding::none>(chunk, power);
+    case Rounding::master:
+      return step<algorithm, Rounding::master>(chunk, power);
+    case Rounding::stochastic:
+      return step<algorithm, Rounding::stochastic>(chunk, power);
+    case Rounding::kahan:
+      return step<algorithm, Rounding::kahan>(chunk, power);
+  }
+}
+
+// Sums of 1024 squares in float, of those in double: the error is that of 32 additions a lane.
+template <class T>
+double squares(const T* values, int64_t count) {
+  double sum = 0.0;
+  for (int64_t begin = 0; begin < count; begin += 1024) {
+    const int64_t width = count - begin < 1024 ? count - begin : 1024;
+    sum += sum_over<float>(width, [&](int64_t i, auto lanes) {
+      const VecF32 value = load(values + begin + i, lanes);
+      return value * value;
+    });
+  }
+  return sum;
+}
+
+}  // namespace
+
+void optimizer_step(const StepChunk& chunk, double (*power)(double, double)) {
+  switch (chunk.algorithm) {
+    case Algorithm::adamw:
+      return step<Algorithm::adamw>(chunk, power);
+    case Algorithm::lion:
+      return step<Algorithm::lion>(chunk, power);
+    case Algorithm::sgd:
+      return step<Algorithm::sgd>(chunk, power);
+  }
+}
+
+double sum_of_squares(const void* values, bool is_bf16, int64_t begin, int64_t end) {
+  if (is_bf16) return squares(static_cast<const BFloat16*>(values) + begin, end - begin);
+  return squares(static_cast<const float*>(values) + begin, end - begin);
+}
+
+}  // namespace FT_ISA
+}  // namespace fasttrain
