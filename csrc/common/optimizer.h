@@ -17,6 +17,10 @@ enum class Moments : int64_t { none, f32, bf16, eight_bits };
 // the whole tensor, of which a row may be a part.
 constexpr int64_t kBlock = 256;
 
+// Elements that are one unit of work: few enough that small tensors and a large one are shared out
+// alike. A tensor is cut where elements' numbers within it are multiples of it, less its lead.
+constexpr int64_t kChunk = 64 * kBlock;
+
 // A row of the table, as Python writes it (ops/optimizer_step/table.py): int64 each, pointers too.
 struct StepRow {
   void* param;
@@ -54,7 +58,7 @@ struct Gate {
   const float* skip;  // other than 0: leave everything as it is
 };
 
-// A tensor is cut into chunks where its elements' numbers in the whole are multiples of kBlock.
+// How many elements of its first block lie before the row.
 inline int64_t lead_of(const StepRow& row) { return row.offset % kBlock; }
 
 }  // namespace fasttrain

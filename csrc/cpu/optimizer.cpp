@@ -17,10 +17,6 @@ namespace {
 
 using torch::stable::Tensor;
 
-// Elements of a chunk: as few as are worth a thread's attention, so that many small tensors and a
-// large one are shared out alike.
-constexpr int64_t kChunk = 64 * kBlock;
-
 double power(double base, double exponent) { return std::pow(base, exponent); }
 
 struct Table {

@@ -154,7 +154,7 @@ struct Block {
 
   template <class Lanes>
   FT_INLINE void keep(int64_t i, VecF32 param, VecF32 lessened, VecU32 random, Lanes lanes) {
-    const VecF32 moved = param * scalars.decay - lessened;
+    const VecF32 moved = moved_by(param, lessened, scalars);
     BFloat16* narrow = static_cast<BFloat16*>(row.param) + i;
     if constexpr (rounding == Rounding::none) {
       store(static_cast<float*>(row.param) + i, moved, lanes);

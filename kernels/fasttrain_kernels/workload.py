@@ -29,10 +29,19 @@ class Workload:
     leaves: Sequence[Tensor]
     gradients: Sequence[Tensor]
 
+    @classmethod
+    def without_gradients(
+        cls, call: Callable[[str], Any], plain: Callable[[], Any]
+    ) -> Workload:
+        """Of an op that isn't differentiated."""
+        return cls(call, plain, (), ())
+
     def step(self, backend: str | None) -> None:
         """Forward and backward; None: plain."""
         with torch.enable_grad():
             result: Any = self.plain() if backend is None else self.call(backend)
+        if not self.leaves:
+            return
         # Not .backward(): in a model nothing accumulates into activations.
         torch.autograd.grad(result, self.leaves, self.gradients)
 

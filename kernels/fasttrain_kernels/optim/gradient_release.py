@@ -1,0 +1,47 @@
+"""Steps within the backward pass: a gradient lives until its parameter is stepped, and no longer.
+
+Memory for all gradients is saved (LOMO, Lv et al., arXiv 2306.09782, does so for SGD). Clipping by
+the norm of all gradients, and adding up over several backward passes, need them all at once.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from fasttrain_kernels.optim.one_pass import OnePassOptimizer
+
+
+class GradientRelease:
+    """From now on each backward pass steps `optimizer`'s parameters, and drops their gradients.
+
+    A parameter whose gradient is not finite is left as it is, by itself; `norms` holds the norm ()
+    float32 of every gradient since it was last emptied, by parameter. `optimizer.step()` finds
+    nothing to do. remove() ends it. ValueError where the optimizer clips.
+    """
+
+    def __init__(self, optimizer: OnePassOptimizer) -> None:
+        if optimizer.max_grad_norm is not None:
+            raise ValueError(
+                f"max_grad_norm={optimizer.max_grad_norm} needs all gradients at once, which are "
+                "dropped one by one; build the optimizer without it"
+            )
+        self.norms: dict[Tensor, Tensor] = {}
+        self._optimizer = optimizer
+        self._handles = [
+            parameter.register_post_accumulate_grad_hook(self._step)
+            for group in optimizer.param_groups
+            for parameter in group["params"]
+            if parameter.requires_grad
+        ]
+
+    def remove(self) -> None:
+        """Leave gradients to `optimizer.step()` again."""
+        for handle in self._handles:
+            handle.remove()
+        self._handles.clear()
+
+    def _step(self, parameter: Tensor) -> None:
+        with torch.no_grad():
+            self.norms[parameter] = self._optimizer.step_alone(parameter)
+        parameter.grad = None
