@@ -1,8 +1,8 @@
 // What a step does to an element, written once for the CPU's vectors and for a GPU's threads.
 //
 // V is a float or a vector of floats, U as many uint32_t. The includer provides, in namespace
-// FT_ISA: FT_INLINE, as_bits(V) -> U, as_value(U) -> V, to_value(U) -> V (the number, below 2^24),
-// root(V), `splat<V>(float)`, and rounded(V), which keeps a product from being fused. tests/ops/test_cuda_build.py runs the GPU's version on the host.
+// FT_ISA: FT_INLINE, as_bits(V) -> U, as_value(U) -> V, root(V), larger(V, V), splat<V>(float), and
+// rounded(V), which keeps a product from being fused with what follows. tests/ops/test_cuda_build.py runs the GPU's version on the host.
 #pragma once
 
 #include "optimizer.h"
@@ -28,39 +28,47 @@ FT_INLINE uint64_t step_key(uint64_t seed, int64_t stream, float step) {
   return keyed(keyed(seed, static_cast<uint64_t>(stream)), static_cast<uint64_t>(step));
 }
 
-// 32 bits for each element: a permutation of its number's lower half, chosen by the key.
-// The multipliers are those of C. Wellons' search for the least biased ones (2018, 2022).
+// 16 bits for each of two neighbours, the lower ones for that of the even number: a permutation of
+// half that number, chosen by the key. The multipliers are those of C. Wellons' search for the least
+// biased ones (2018, 2022).
 template <class U>
-FT_INLINE U random_bits(U number, uint64_t key) {
-  U x = number ^ static_cast<uint32_t>(key);
+FT_INLINE U random_bits(U half, uint64_t key) {
+  U x = half ^ static_cast<uint32_t>(key);
   x = (x ^ (x >> 16)) * 0x21f0aaadu;
   x = x + static_cast<uint32_t>(key >> 32);
   x = (x ^ (x >> 15)) * 0xd35a2d97u;
   return x ^ (x >> 15);
 }
 
+// Parameters and moments are rounded by bits of their own.
+enum class Use : uint32_t { parameter, moments };
+FT_INLINE uint64_t key_for(uint64_t key, Use use) {
+  return key + static_cast<uint32_t>(use) * 0x5851f42d4c957f2du;
+}
+
 // ---- roundings ---------------------------------------------------------------------------------------
 
-// `value` rounded to bfloat16, up with the probability that makes it right on average. 16 bits count.
+// `value` rounded to bfloat16, up with the probability that makes it right on average.
+// random, here and below: 16 bits.
 template <class V, class U>
 FT_INLINE V rounded_at_random(V value, U random) {
-  const V sum = as_value((as_bits(value) + (random & 0xffffu)) & 0xffff0000u);
+  const V sum = as_value((as_bits(value) + random) & 0xffff0000u);
   return value != value ? value : sum;
 }
 
-// Eight bits that stand for a share of a block's scale, a power of two:
-//   root of the second moment  2^-16 (1 + f/16) 2^e, e and f of 4 bits each, never 0;
-//   first moment, its size     2^-16 (1 + f/8) 2^e of 4 and 3 bits, 0 for 0; and a sign.
+// Eight bits that stand for a share of a block's scale, a power of two; e has 4 bits:
+//   root of the second moment  2^-16 (1 + f/16) 2^e, f of 4 bits: never 0, for it divides;
+//   first moment, its size     2^-16 ((1 + f/8) 2^e - 1), f of 3 bits, and a sign.
 // Rounded at random, for averages move by less than half a step at a time and would stand still.
-// The scale is a power of two so that what is stored stays representable when it changes.
+// The scale is a power of two so that what is stored stays what it is when the scale changes.
 constexpr uint32_t kRootShift = 19, kRootBase = 111 * 16;
 constexpr uint32_t kSizeShift = 20, kSizeBase = 111 * 8;
-constexpr float kLeastSize = 1.125f / 65536.0f;  // of what is stored, other than 0
+constexpr float kLeast = 1.0f / 65536.0f;
 
 // The scale of a block whose largest number is `largest`: so large that rounding it up still fits.
-// 0 for a block of zeros, and for one so small (2^-126) that its inverse would be infinite.
+// 0 for a block of zeros, and for one so small (2^-125) that its inverse would be infinite.
 FT_INLINE float scale_of(float largest) {
-  uint32_t exponent = ((as_bits(largest) + (1u << kSizeShift)) >> 23) & 0xffu;
+  uint32_t exponent = ((as_bits(largest * 1.0001f) + (1u << kSizeShift)) >> 23) & 0xffu;
   if (exponent < 2) return 0.0f;
   if (exponent > 252) exponent = 252;
   return as_value((exponent + 1) << 23);
@@ -75,32 +83,24 @@ FT_INLINE V root_of_code(U code, float scale) {
   return as_value((code + kRootBase) << kRootShift) * scale;
 }
 
-// `random`: 16 bits.
 template <class V, class U>
 FT_INLINE U code_of_root(V value, float inverse, U random) {
-  U code = (as_bits(V(value * inverse)) + (random << 3)) >> kRootShift;
-  code = code < kRootBase ? U(code ^ code) + kRootBase : code;
-  code = code > kRootBase + 255u ? U(code ^ code) + (kRootBase + 255u) : code;
-  return code - kRootBase;
+  const V share = larger(V(value * inverse), splat<V>(kLeast));
+  return ((as_bits(share) + (random << 3)) >> kRootShift) - kRootBase;
 }
 
 template <class V, class U>
 FT_INLINE V first_of_code(U code, float scale) {
-  const U size = code & 0x7fu, sign = (code & 0x80u) << 24;
-  const V value = as_value((size + kSizeBase) << kSizeShift) * scale;
-  return as_value(size == 0u ? U(size ^ size) : U(as_bits(value) | sign));
+  const V size = (as_value(((code & 0x7fu) + kSizeBase) << kSizeShift) - kLeast) * scale;
+  return as_value(as_bits(size) | ((code & 0x80u) << 24));
 }
 
 template <class V, class U>
 FT_INLINE U code_of_first(V value, float inverse, U random) {
-  const U bits = as_bits(V(value * inverse)), sign = (bits >> 24) & 0x80u, size = bits & 0x7fffffffu;
-  U code = (size + (random << 4)) >> kSizeShift;
-  code = code > kSizeBase + 127u ? U(code ^ code) + 127u : code - kSizeBase;
-  // Below the least number that is stored: that one, or 0.
-  const V share = as_value(size) * (65536.0f / kLeastSize);
-  const U least = to_value(random) < share ? U(code ^ code) + 1u : U(code ^ code);
-  code = as_value(size) < kLeastSize ? least : code;
-  return code == 0u ? code : U(code | sign);
+  const U bits = as_bits(value);
+  const V size = as_value(bits & 0x7fffffffu) * inverse + kLeast;
+  const U code = ((as_bits(size) + (random << 4)) >> kSizeShift) - kSizeBase;
+  return code | ((bits >> 24) & 0x80u);
 }
 
 // ---- the step ----------------------------------------------------------------------------------------

@@ -18,10 +18,6 @@ FT_INLINE float as_value(uint32_t bits) {
   __builtin_memcpy(&value, &bits, sizeof(value));
   return value;
 }
-FT_INLINE VecF32 to_value(VecU32 number) {
-  typedef int32_t Signed __attribute__((vector_size(FT_VECTOR_BYTES)));
-  return __builtin_convertvector(reinterpret_cast<Signed>(number), VecF32);
-}
 FT_INLINE VecF32 root(VecF32 value) {
 #if defined(__AVX512F__)
   return _mm512_sqrt_ps(value);
@@ -30,6 +26,15 @@ FT_INLINE VecF32 root(VecF32 value) {
 #else
   for (int64_t i = 0; i < kLanes<float>; ++i) value[i] = __builtin_sqrtf(value[i]);
   return value;
+#endif
+}
+FT_INLINE VecF32 larger(VecF32 one, VecF32 other) {
+#if defined(__AVX512F__)
+  return _mm512_max_ps(one, other);
+#elif defined(__AVX2__)
+  return _mm256_max_ps(one, other);
+#else
+  return one > other ? one : other;
 #endif
 }
 template <class V>
@@ -87,12 +92,43 @@ FT_INLINE void store_codes(uint8_t* to, VecU32 codes, First first) {
   for (int64_t i = 0; i < first.n; ++i) to[i] = buffer[i];
 }
 
-FT_INLINE VecU32 numbers_from(int64_t first) {
-  VecU32 lane;
+// 16 random bits for each element of a whole block, whose first has the number `number`.
+// A vector may be read from the last of them on.
+struct Drawn {
+  uint16_t bits[kBlock + kStep];
+
+  FT_INLINE Drawn(int64_t number, uint64_t key) {
+    VecU32 half;
 #pragma GCC unroll 16
-  for (int64_t i = 0; i < kStep; ++i) lane[i] = static_cast<uint32_t>(i);
-  return lane + static_cast<uint32_t>(first);
-}
+    for (int64_t i = 0; i < kStep; ++i) half[i] = static_cast<uint32_t>(i);
+    half += static_cast<uint32_t>(number / 2);
+    for (int64_t i = 0; i < kBlock; i += 2 * kStep) {
+      const VecU32 pairs = random_bits(half, key);
+      __builtin_memcpy(bits + i, &pairs, sizeof(pairs));
+      half += static_cast<uint32_t>(kStep);
+    }
+  }
+
+  FT_INLINE VecU32 at(int64_t i) const {
+    VecU16 some;
+    __builtin_memcpy(&some, bits + i, sizeof(some));
+    return to_32_bits(some);
+  }
+};
+
+struct NotDrawn {
+  FT_INLINE NotDrawn(int64_t, uint64_t) {}
+  FT_INLINE VecU32 at(int64_t) const { return VecU32{}; }
+};
+
+template <bool draws>
+struct DrawnIf {
+  using type = NotDrawn;
+};
+template <>
+struct DrawnIf<true> {
+  using type = Drawn;
+};
 
 FT_INLINE VecF32 size_of(VecF32 value) { return as_value(as_bits(value) & 0x7fffffffu); }
 
@@ -109,26 +145,31 @@ struct Block {
   static constexpr bool kHasFirst = moments != Moments::none;
   static constexpr bool kHasSecond = algorithm == Algorithm::adamw;
   static constexpr bool kEightBits = moments == Moments::eight_bits;
-  static constexpr bool kDraws = rounding == Rounding::stochastic || kEightBits || moments == Moments::bf16;
+  using ForParameter = typename DrawnIf<rounding == Rounding::stochastic>::type;
+  using ForMoments = typename DrawnIf<kEightBits || moments == Moments::bf16>::type;
 
   const StepRow& row;
   const Scalars& scalars;
   const bool zero_grad;
   const int64_t begin;
-  const int64_t number;  // of its first element, in the whole tensor
   const int64_t block;   // of the row
-  const uint64_t key;
+  const int64_t before;  // elements of the block that lie before `begin`
+  const ForParameter for_parameter;
+  const ForMoments for_moments;
   VecF32 largest_first{}, largest_root{};
   VecF32 firsts[kBlock / kStep], roots[kBlock / kStep];
 
-  FT_INLINE Block(const StepChunk& chunk, const Scalars& scalars, uint64_t key, int64_t begin)
+  // number: of the block's first element, in the whole tensor.
+  FT_INLINE Block(const StepChunk& chunk, const Scalars& scalars, uint64_t key, int64_t begin,
+                  int64_t number)
       : row(*chunk.row),
         scalars(scalars),
         zero_grad(chunk.zero_grad),
         begin(begin),
-        number(row.offset + begin),
         block((lead_of(row) + begin) / kBlock),
-        key(keyed(key, static_cast<uint64_t>(number) >> 32)) {}
+        before(row.offset + begin - number),
+        for_parameter(number, key_for(key, Use::parameter)),
+        for_moments(number, key_for(key, Use::moments)) {}
 
   template <class Lanes>
   FT_INLINE VecF32 gradient(int64_t i, Lanes lanes) {
@@ -188,11 +229,6 @@ struct Block {
       store(static_cast<BFloat16*>(values) + i, rounded_at_random(value, random), lanes);
   }
 
-  FT_INLINE VecU32 random(int64_t i, uint32_t use) {
-    if constexpr (!kDraws) return VecU32{};
-    return random_bits(numbers_from(number + i), key + use * 0x5851f42d4c957f2du);
-  }
-
   // Steps the elements; moments of 8 bits stay in firsts and roots until all are known.
   template <class Lanes>
   FT_INLINE void move(int64_t i, Lanes lanes) {
@@ -207,16 +243,16 @@ struct Block {
     }
     const VecF32 lessened =
         change<algorithm, kHasFirst>(param, grad, first, second, root_of_second, scalars);
-    keep(at, param, lessened, random(i, 0), lanes);
+    keep(at, param, lessened, for_parameter.at(before + i), lanes);
     if constexpr (kEightBits) {
       firsts[i / kStep] = first;
-      largest_first = size_of(first) > largest_first ? size_of(first) : largest_first;
+      largest_first = larger(size_of(first), largest_first);
       roots[i / kStep] = root_of_second;
-      largest_root = root_of_second > largest_root ? root_of_second : largest_root;
+      largest_root = larger(root_of_second, largest_root);
     } else {
-      const VecU32 bits = random(i, 1);
+      const VecU32 bits = for_moments.at(before + i);
       if constexpr (kHasFirst) keep_moment(row.first, at, first, bits, lanes);
-      if constexpr (kHasSecond) keep_moment(row.second, at, second, bits >> 16, lanes);
+      if constexpr (kHasSecond) keep_moment(row.second, at, second, bits, lanes);
     }
   }
 
@@ -227,12 +263,12 @@ struct Block {
     row.first_scale[block] = scale;
     if constexpr (kHasSecond) row.second_scale[block] = root_scale;
     each_vector<float>(count, [&](int64_t i, auto lanes) {
-      const VecU32 bits = random(i, 1);
+      const VecU32 bits = for_moments.at(before + i);
       store_codes(static_cast<uint8_t*>(row.first) + begin + i,
-                  code_of_first(firsts[i / kStep], inverse, bits & 0xffffu), lanes);
+                  code_of_first(firsts[i / kStep], inverse, bits), lanes);
       if constexpr (kHasSecond)
         store_codes(static_cast<uint8_t*>(row.second) + begin + i,
-                    code_of_root(roots[i / kStep], root_inverse, bits >> 16), lanes);
+                    code_of_root(roots[i / kStep], root_inverse, bits), lanes);
     });
   }
 
@@ -251,7 +287,10 @@ void step(const StepChunk& chunk, double (*power)(double, double)) {
   for (int64_t begin = chunk.begin; begin < chunk.end;) {
     const int64_t edge = ((lead + begin) / kBlock + 1) * kBlock - lead;
     const int64_t end = edge < chunk.end ? edge : chunk.end;
-    Block<algorithm, rounding, moments>(chunk, scalars, key, begin).run(end - begin);
+    const int64_t number = chunk.row->offset + edge - kBlock;
+    const uint64_t upper = static_cast<uint64_t>(number) >> 32;
+    Block<algorithm, rounding, moments>(chunk, scalars, keyed(key, upper), begin, number)
+        .run(end - begin);
     begin = end;
   }
 }

@@ -2,8 +2,8 @@
 
 One step, from a state as it is stored. Arithmetic in float32 makes a few roundings of each term;
 what is rounded at random is one of both neighbours, so off by less than their distance: 1/128 of a
-bfloat16's size, 1/16 and 1/8 of the sizes that codes of 8 bits stand for. What a code doesn't reach,
-2^-16 of its block's scale, is off by that.
+bfloat16's size, 1/16 and 1/8 of the sizes that codes of 8 bits stand for. What is below the least
+code, 2^-16 of its block's scale, is off by that.
 """
 
 import copy
@@ -200,9 +200,12 @@ def _rounding_of(value: Tensor, moments: str, slot: Slot, step: float) -> Tensor
     is_root = step == 1 / 16
     size = (value.sqrt() if is_root else value.abs()).float()
     scale = codes.spread(codes.scale_of(size, slot.lead), slot.lead, value.numel()).double()
-    off = step * size.double() + 1.2 * scale / 65536
-    # Of the root's square; and a scale may be the next, where the largest is at the edge of it.
-    return (2 * size.double() * off + off.square()) if is_root else 2 * off
+    # The scale may be the next one, where the largest value is at the edge of it.
+    least = 2 * scale / 65536
+    if not is_root:
+        return step * (size.double() + least)
+    off = step * size.double() + least
+    return 2 * size.double() * off + off.square()
 
 
 def problems(kernel: ModuleType, device: torch.device) -> list[Problem]:

@@ -2,7 +2,7 @@
 
 A code c stands for a share of its block's scale:
     second moment, of which the root is kept:  2^-16 (1 + f/16) 2^e, c = 16 e + f, never 0
-    first moment, beside its sign:             2^-16 (1 + f/8) 2^e,  c = 8 e + f, and 0 for c = 0
+    first moment, beside its sign:             2^-16 ((1 + f/8) 2^e - 1), c = 8 e + f
 so that sizes from the block's largest down to 1/65536 of it have steps of 1/16 and 1/8. Values are
 rounded at random, up with the probability that makes the code right on average: rounded to nearest,
 a moment that changes by 0.1 % a step would never leave its code. The scale is a power of two, so
@@ -18,7 +18,7 @@ from fasttrain_kernels.ops.optimizer_step.table import BLOCK
 
 ROOT_SHIFT, ROOT_BASE = 19, 111 * 16
 SIZE_SHIFT, SIZE_BASE = 20, 111 * 8
-LEAST_SIZE = 1.125 / 65536  # of what is stored, other than 0
+LEAST = 1 / 65536
 
 
 def _bits(value: Tensor) -> Tensor:
@@ -43,7 +43,7 @@ def scale_of(values: Tensor, lead: int) -> Tensor:
     padded = values.new_zeros(blocks * BLOCK)
     padded[lead : lead + values.numel()] = values
     largest = padded.view(blocks, BLOCK).amax(1)
-    exponent = ((_bits(largest) + (1 << SIZE_SHIFT)) >> 23) & 0xFF
+    exponent = ((_bits(largest * 1.0001) + (1 << SIZE_SHIFT)) >> 23) & 0xFF
     return torch.where(exponent < 2, 0.0, _value((exponent.clamp(max=252) + 1) << 23))
 
 
@@ -54,8 +54,8 @@ def _share(values: Tensor, scale: Tensor, lead: int) -> Tensor:
 
 def root_codes(roots: Tensor, scale: Tensor, lead: int, random: Tensor) -> Tensor:
     """(n,) float32 -> uint8; random: 16 bits, int64."""
-    code = (_bits(_share(roots, scale, lead)) + (random << 3)) >> ROOT_SHIFT
-    return (code.clamp(ROOT_BASE, ROOT_BASE + 255) - ROOT_BASE).to(torch.uint8)
+    share = _share(roots, scale, lead).clamp(min=LEAST)
+    return (((_bits(share) + (random << 3)) >> ROOT_SHIFT) - ROOT_BASE).to(torch.uint8)
 
 
 def roots_of(codes: Tensor, scale: Tensor, lead: int) -> Tensor:
@@ -66,19 +66,13 @@ def roots_of(codes: Tensor, scale: Tensor, lead: int) -> Tensor:
 
 def first_codes(values: Tensor, scale: Tensor, lead: int, random: Tensor) -> Tensor:
     """(n,) float32 -> uint8; random: 16 bits, int64."""
-    share = _share(values, scale, lead)
-    size = share.abs()
-    code = (_bits(size) + (random << 4)) >> SIZE_SHIFT
-    code = code.clamp(max=SIZE_BASE + 127) - SIZE_BASE
-    least = (random.float() < size * (65536.0 / LEAST_SIZE)).long()
-    code = torch.where(size < LEAST_SIZE, least, code)
-    sign = torch.where(share < 0, 0x80, 0)
-    return torch.where(code == 0, 0, code | sign).to(torch.uint8)
+    size = _share(values, scale, lead).abs() + LEAST
+    code = ((_bits(size) + (random << 4)) >> SIZE_SHIFT) - SIZE_BASE
+    return (code | ((_bits(values) >> 24) & 0x80)).to(torch.uint8)
 
 
 def firsts_of(codes: Tensor, scale: Tensor, lead: int) -> Tensor:
     """(n,) uint8 -> float32."""
-    size = codes.long() & 0x7F
-    share = torch.where(size == 0, 0.0, _value((size + SIZE_BASE) << SIZE_SHIFT))
-    signed = torch.where(codes >= 0x80, -share, share)
+    size = _value(((codes.long() & 0x7F) + SIZE_BASE) << SIZE_SHIFT) - LEAST
+    signed = torch.where(codes >= 0x80, -size, size)
     return signed * spread(scale, lead, codes.numel())

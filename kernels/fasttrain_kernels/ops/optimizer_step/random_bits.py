@@ -1,4 +1,4 @@
-"""Random bits by counting: 32 for each element of a step, whoever computes them.
+"""Random bits by counting: 16 for each element of a step, whoever computes them.
 
 They follow from a seed, the number of the tensor, the number of the step and that of the element in
 the whole tensor: a parameter that is cut into parts, on any number of devices, is rounded alike.
@@ -34,15 +34,16 @@ def _keyed(key: Tensor, counter: Tensor) -> Tensor:
 
 
 def random_bits(seed: int, stream: int, step: Tensor, number: Tensor, use: int) -> Tensor:
-    """32 bits, int64, for each element `number` (n,) int64 of a tensor; step () is from 1.
+    """16 bits, int64, for each element `number` (n,) int64 of a tensor; step () is from 1.
 
-    use: 0 for the parameter, 1 for moments.
+    use: 0 for the parameter, 1 for moments. Two neighbours share a hash of 32 bits.
     """
     start = torch.tensor([_signed(seed % (1 << 64)), stream], device=number.device)
     key = _keyed(_keyed(start[0], start[1]), step.long())
     key = _keyed(key, number >> 32) + use * _USE
-    x = (number ^ key) & LOWER
+    x = ((number >> 1) ^ key) & LOWER
     x = ((x ^ (x >> 16)) * 0x21F0AAAD) & LOWER
     x = (x + _shifted(key, 32)) & LOWER
     x = ((x ^ (x >> 15)) * 0xD35A2D97) & LOWER
-    return x ^ (x >> 15)
+    x = x ^ (x >> 15)
+    return (x >> 16 * (number & 1)) & 0xFFFF

@@ -136,22 +136,22 @@ def _moments(slot: Slot, kind: str) -> tuple[Tensor | None, Tensor | None]:
 
 
 def _keep_moments(slot: Slot, moved: Moved, bits: Tensor, keep) -> None:  # type: ignore[no-untyped-def]
-    """Store both moments as the slot has them: 16 random bits for each."""
+    """Store both moments as the slot has them, rounded by the same 16 random bits."""
     parts = (
-        (slot.first, slot.first_scale, moved.first, bits & 0xFFFF, False),
-        (slot.second, slot.second_scale, moved.second, bits >> 16, True),
+        (slot.first, slot.first_scale, moved.first, False),
+        (slot.second, slot.second_scale, moved.second, True),
     )
-    for stored, scale, value, random, is_root in parts:
+    for stored, scale, value, is_root in parts:
         if stored is None or value is None:
             continue
         if scale is not None:
             value = value.sqrt() if is_root else value
             new_scale = codes.scale_of(value.abs(), slot.lead)
             encode = codes.root_codes if is_root else codes.first_codes
-            keep(stored, encode(value, new_scale, slot.lead, random))
+            keep(stored, encode(value, new_scale, slot.lead, bits))
             keep(scale, new_scale)
         elif stored.dtype == torch.bfloat16:
-            keep(stored, rounded_at_random(value, random))
+            keep(stored, rounded_at_random(value, bits))
         else:
             keep(stored, value)
 
@@ -159,9 +159,9 @@ def _keep_moments(slot: Slot, moved: Moved, bits: Tensor, keep) -> None:  # type
 def rounded_at_random(value: Tensor, random: Tensor) -> Tensor:
     """(n,) float32 -> bfloat16, up with the probability that makes it right on average.
 
-    random: (n,) int64, of which 16 bits count.
+    random: (n,) int64, of 16 bits.
     """
-    bits = value.float().view(torch.int32).long() + (random & 0xFFFF)
+    bits = value.float().view(torch.int32).long() + random
     upper = (bits & 0xFFFF0000).int().view(torch.float32)
     return torch.where(value.isnan(), value.float(), upper).to(torch.bfloat16)
 
