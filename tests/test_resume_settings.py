@@ -17,6 +17,15 @@ SETTINGS = {
     "bf16-mixed": {"precision": "bf16-mixed"},
     "bf16": {"precision": "bf16"},
     "a short last step": {"micro_batch_size": 2, "gradient_accumulation_steps": 5},
+    "rules and frozen weights": {
+        "optimizer": {
+            "learning_rate": 1e-2,
+            "weight_decay": 0.1,
+            "rules": [{"match": ["*.mlp.*"], "learning_rate_scale": 0.5}],
+            "layer_decay": 0.9,
+        },
+        "model": {**CONFIG["model"], "freeze": ["*embed_tokens*", "*.q_proj.*"]},
+    },
     "callbacks": {"callbacks": ["samples", "early_stopping", "unigram_baseline"]},
     "adapters with dropout": {
         "tokenizer": {},

@@ -13,6 +13,7 @@ from fasttrain.components import TRANSFORM_ORDER
 from fasttrain.config.data_rules import check_held_out, check_sources
 from fasttrain.config.errors import Problem
 from fasttrain.config.kernel_rules import check_kernels
+from fasttrain.config.optimizer_rules import check_parameter_rules
 from fasttrain.config.path_rules import (
     check_kill_file,
     check_model_directory,
@@ -201,6 +202,7 @@ RULES: tuple[Rule, ...] = (
     Rule(check_model_directory, ("model",)),
     Rule(check_referenced_paths, ("model", "tokenizer")),
     Rule(check_kernels, ("kernels",)),
+    Rule(check_parameter_rules, ("optimizer.rules",)),
     Rule(check_kill_file, ("kill_file", "output_dir")),
     Rule(check_resume, ("resume",)),
 )

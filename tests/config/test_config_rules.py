@@ -44,6 +44,21 @@ ROW = '{"prompt": "a", "completion": "b"}\n'
             "Use 4, or a smaller micro_batch_size.",
         ),
         (
+            "optimizer: {rules: [{match: '*', learning_rate: 1, learning_rate_scale: 0.5}]}\n",
+            "optimizer.rules[0].learning_rate: excludes learning_rate_scale (got 1 and 0.5). "
+            "Keep one.",
+        ),
+        (
+            "optimizer: {rules: [{match: a.*, weight_decay: 0}, {match: [a.*, b.*]}]}\n",
+            "optimizer.rules[1]: changes nothing. Set learning_rate, learning_rate_scale or "
+            "weight_decay, or drop the rule.",
+        ),
+        (
+            "optimizer: {rules: [{match: [], weight_decay: 0}]}\n",
+            "optimizer.rules[0].match: no globs (got an empty list). Name parameters, such as "
+            "`model.layers.0.*`.",
+        ),
+        (
             "callbacks: [samples, samples]\n",
             "callbacks[1]: 'samples' is given twice (first as callbacks[0]). Keep one.",
         ),
