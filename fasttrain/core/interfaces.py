@@ -274,7 +274,7 @@ class OptimizerFactory(ABC):
     def build(
         self, groups: list[ParameterGroup], *, plan: KernelPlan, precision: Precision
     ) -> torch.optim.Optimizer:
-        """An optimizer whose state per parameter is tensors of its shape, or 0-dim, by name."""
+        """An optimizer whose state per parameter is tensors and numbers, by name."""
 
 
 class SchedulerFactory(ABC):
@@ -374,6 +374,20 @@ class Engine(ABC):
     @abstractmethod
     def gathered(self, parameters: Iterable[nn.Parameter]) -> AbstractContextManager[None]:
         """Whole parameters are at hand inside this context."""
+
+    @abstractmethod
+    def evaluation_weights(self) -> AbstractContextManager[None]:
+        """Inside, the weights are those that the model is meant to be used with: the average of an
+        optimizer that keeps one. Afterwards they have the bits of before. It may be entered twice.
+        """
+
+    @abstractmethod
+    def optimizer_numbers(self) -> dict[str, Any]:
+        """What the optimizer's state holds beside tensors and learning rates, as JSON."""
+
+    @abstractmethod
+    def load_optimizer_numbers(self, saved: dict[str, Any]) -> None:
+        """The inverse; ValueError where it doesn't fit the optimizer."""
 
     @abstractmethod
     def state_slices(self) -> Iterator[NamedSlice]:

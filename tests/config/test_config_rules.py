@@ -144,6 +144,31 @@ def test_transforms_stand_in_one_order(problems_of, config_of):
     config_of("", ["model.transforms=[lora, activation_checkpoint, compile]"])
 
 
+def test_an_optimizer_of_another_package_needs_it(problems_of, monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    assert problems_of("optimizer: bitsandbytes_adamw\n") == [
+        "sft.yaml:4: optimizer.type: 'bitsandbytes_adamw' needs the package bitsandbytes, "
+        "which is not installed. pip install bitsandbytes, or take another optimizer."
+    ]
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("optimizer: torchao_adamw\n", "it is in tensors of classes of torchao's own."),
+        ("optimizer: {type: bitsandbytes_adamw, paged: true}\n", "with `paged` it is in pages"),
+    ],
+)
+def test_state_that_cannot_be_put_back_is_not_saved(
+    problems_of, config_of, monkeypatch, text, reason
+):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: object())
+    (problem,) = problems_of(f"{text}checkpoint: [huggingface, sharded]\n")
+    assert problem.startswith("sft.yaml:5: checkpoint[1]: 'sharded' can't keep the state of '")
+    assert reason in problem
+    assert config_of(f"{text}checkpoint: [huggingface]\n").notes == ()
+
+
 def test_a_model_from_scratch_needs_a_tokenizer(problems_of):
     base = "model: {type: random}\ndata: [python_stdlib]\n"
     assert problems_of(base=base) == [
@@ -152,7 +177,12 @@ def test_a_model_from_scratch_needs_a_tokenizer(problems_of):
     ]
 
 
-def test_what_is_legal_and_worth_saying(config_of):
+def test_what_is_legal_and_worth_saying(config_of, monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: object())
+    assert config_of("optimizer: schedule_free_adamw\n").notes == (
+        "schedule_free_adamw is made for scheduler.type=constant, and it is cosine",
+    )
+    assert config_of("optimizer: schedule_free_adamw\nscheduler: constant\n").notes == ()
     assert config_of("epochs: 2\nmax_steps: 100\n").notes == (
         "epochs 2 and max_steps 100 are both given: whichever ends first",
     )
