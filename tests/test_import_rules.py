@@ -13,6 +13,9 @@ BLOCKS = (
 # Vendors, and the only places that know them.
 VENDORS = {
     "transformers": ("fasttrain.model", "fasttrain.tokenizer"),
+    "schedulefree": ("fasttrain.optimizer.schedule_free",),
+    "torchao": ("fasttrain.optimizer.torchao_adamw",),
+    "bitsandbytes": ("fasttrain.optimizer.bitsandbytes_adamw",),
     "peft": ("fasttrain.model.transforms.lora",),
     "datasets": ("fasttrain.data",),
     "deepspeed": ("fasttrain.engine.deepspeed", "fasttrain.launch"),

@@ -40,6 +40,7 @@ from fasttrain.core.interfaces import (
 from fasttrain.core.kernel_plan import KernelPlan
 from fasttrain.core.metrics_file import cut_metrics
 from fasttrain.core.parameter_groups import parameter_groups
+from fasttrain.core.parameter_names import freeze
 from fasttrain.core.plan import plan_batches, plan_horizon
 from fasttrain.core.run import Run
 from fasttrain.core.run_directory import RunDirectory, open_run_directory
@@ -245,6 +246,7 @@ def _create_model(run: Run) -> LanguageModel:
             run.kernels = select_kernels(run, model)
         transform = TRANSFORMS.component(section.type)(section)
         model = transform.apply(model, plan=run.kernels or KernelPlan())
+    freeze(model, config.model.freeze)
     return model
 
 
@@ -277,11 +279,7 @@ def select_kernels(run: Run, model: LanguageModel) -> KernelPlan:
 def build_optimizer(run: Run) -> None:
     """Optimizer and schedule; the engine takes model and optimizer under control."""
     config = run.config
-    groups = parameter_groups(
-        run.model,
-        learning_rate=config.optimizer.learning_rate,
-        weight_decay=config.optimizer.weight_decay,
-    )
+    groups = parameter_groups(run.model, config.optimizer, head=run.model.output_weight())
     factory = OPTIMIZERS.component(config.optimizer.type)(config.optimizer)
     run.optimizer = run.hooks.call(
         "create_optimizer",

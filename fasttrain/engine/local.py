@@ -15,6 +15,8 @@ from fasttrain.config.schema.engine import LocalEngineConfig
 from fasttrain.core.batch import Batch, LossFunction, LossSum, StepResult
 from fasttrain.core.events import Hooks
 from fasttrain.core.interfaces import Engine, LanguageModel, NamedSlice, Topology
+from fasttrain.engine.averaged_weights import averaged_weights, averages
+from fasttrain.engine.optimizer_numbers import OptimizerNumbers
 from fasttrain.runtime.precision import Precision
 
 T = TypeVar("T")
@@ -32,6 +34,8 @@ class LocalEngine(Engine):
         self._optimizer: torch.optim.Optimizer | None = None
         self._max_grad_norm = 0.0
         self._hooks = Hooks()
+        self._numbers: OptimizerNumbers | None = None
+        self._shows_average = False
 
     def model_init_context(self) -> AbstractContextManager[None]:
         return nullcontext()
@@ -48,6 +52,7 @@ class LocalEngine(Engine):
         self._optimizer = optimizer
         self._max_grad_norm = max_grad_norm
         self._hooks = hooks
+        self._numbers = OptimizerNumbers(model, optimizer)
 
     @property
     def model(self) -> LanguageModel:
@@ -160,12 +165,33 @@ class LocalEngine(Engine):
     def gathered(self, parameters: Iterable[nn.Parameter]) -> AbstractContextManager[None]:
         return nullcontext()
 
+    @contextmanager
+    def evaluation_weights(self) -> Iterator[None]:
+        if self._shows_average or not averages(self.optimizer):
+            yield
+            return
+        self._shows_average = True
+        try:
+            with averaged_weights(self.optimizer):
+                yield
+        finally:
+            self._shows_average = False
+
+    def optimizer_numbers(self) -> dict[str, Any]:
+        assert self._numbers is not None, "optimizer_numbers before attach"
+        return self._numbers.state_dict()
+
+    def load_optimizer_numbers(self, saved: dict[str, Any]) -> None:
+        assert self._numbers is not None, "load_optimizer_numbers before attach"
+        self._numbers.load_state_dict(saved)
+
     def state_slices(self) -> Iterator[NamedSlice]:
         for name, tensor in self._trained_tensors().items():
             yield NamedSlice("model", name, tensor.detach(), tuple(tensor.shape))
         for name, parameter in self.model.named_parameters():
             for key, value in self.optimizer.state.get(parameter, {}).items():
-                yield NamedSlice("optimizer", f"{name}/{key}", value, tuple(value.shape))
+                if isinstance(value, Tensor):  # others: optimizer_numbers
+                    yield NamedSlice("optimizer", f"{name}/{key}", value, tuple(value.shape))
 
     def load_slices(self, slices: Iterable[NamedSlice]) -> None:
         by_kind: dict[str, dict[str, Tensor]] = {"model": {}, "optimizer": {}}

@@ -7,6 +7,7 @@ import torch
 from fasttrain.config.schema.optimizer import AdamWConfig
 from fasttrain.core.interfaces import OptimizerFactory, ParameterGroup
 from fasttrain.core.kernel_plan import KernelPlan
+from fasttrain.optimizer.named_groups import named_groups
 from fasttrain.runtime.precision import Precision
 
 # Devices that torch's fused step runs on and that we train on.
@@ -27,15 +28,7 @@ class AdamWFactory(OptimizerFactory):
     ) -> torch.optim.Optimizer:
         fused = refuses_fused(groups) is None
         return torch.optim.AdamW(
-            [
-                {
-                    "name": group.name,
-                    "params": list(zip(group.names, group.parameters, strict=True)),
-                    "lr": group.learning_rate,
-                    "weight_decay": group.weight_decay,
-                }
-                for group in groups
-            ],
+            named_groups(groups),
             betas=self.config.betas,
             eps=self.config.eps,
             fused=fused,

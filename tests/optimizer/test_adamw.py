@@ -16,9 +16,7 @@ FP32 = choose_precision("fp32", torch.device("cpu"))
 
 def build(model, **options):
     config = AdamWConfig(**options)
-    groups = parameter_groups(
-        model, learning_rate=config.learning_rate, weight_decay=config.weight_decay
-    )
+    groups = parameter_groups(model, config)
     return AdamWFactory(config).build(groups, plan=KernelPlan(), precision=FP32)
 
 
@@ -68,15 +66,15 @@ def test_the_fused_step_serves_and_its_state_can_be_saved_by_name(dtype):
 def test_groups_keep_their_names_and_decay():
     model = small_model()
     optimizer = build(model, learning_rate=3e-4, weight_decay=0.1)
-    decayed, others = optimizer.param_groups
-    assert (decayed["name"], decayed["weight_decay"], decayed["lr"]) == ("decayed", 0.1, 3e-4)
-    assert (others["name"], others["weight_decay"]) == ("not decayed", 0.0)
-    assert decayed["param_names"] == ["0.weight", "2.weight"]
+    matrices, vectors = optimizer.param_groups
+    assert (matrices["name"], matrices["weight_decay"], matrices["lr"]) == ("matrices", 0.1, 3e-4)
+    assert (vectors["name"], vectors["weight_decay"]) == ("vectors", 0.0)
+    assert matrices["param_names"] == ["0.weight", "2.weight"]
 
 
 def test_a_device_without_a_fused_step_is_served_by_lists():
     parameter = nn.Parameter(torch.empty(2, 2, device="meta"))
-    group = ParameterGroup("decayed", ("head.weight",), (parameter,), 0.1, 1e-3)
+    group = ParameterGroup("head", "head", ("head.weight",), (parameter,), 0.1, 1e-3)
     assert refuses_fused([group]) == "head.weight is on meta, which has no fused step"
     optimizer = AdamWFactory(AdamWConfig()).build([group], plan=KernelPlan(), precision=FP32)
     assert optimizer.param_groups[0]["foreach"] and not optimizer.param_groups[0]["fused"]
