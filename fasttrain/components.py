@@ -69,6 +69,12 @@ BUILT_INS: dict[tuple[str, str], Entry] = {
     ("optimizer", "adamw"): Entry(
         f"{_SCHEMA}.optimizer:AdamWConfig", "fasttrain.optimizer.adamw:AdamWFactory"
     ),
+    ("optimizer", "lion"): Entry(
+        f"{_SCHEMA}.optimizer:LionConfig", "fasttrain.optimizer.lion:LionFactory"
+    ),
+    ("optimizer", "sgd"): Entry(
+        f"{_SCHEMA}.optimizer:SGDConfig", "fasttrain.optimizer.sgd:SGDFactory"
+    ),
     ("optimizer", "adafactor"): Entry(
         f"{_SCHEMA}.optimizer:AdafactorConfig", "fasttrain.optimizer.adafactor:AdafactorFactory"
     ),

@@ -14,7 +14,7 @@ from torch import nn
 from fasttrain.callbacks.human import count, plural, shorten
 from fasttrain.core.data_report import DataReport, DecodedSample, SourceReport
 from fasttrain.core.interfaces import LanguageModel
-from fasttrain.core.kernel_plan import EAGER, KernelPlan, KernelRow
+from fasttrain.core.kernel_plan import EAGER, OPTIMIZER, KernelPlan, KernelRow
 from fasttrain.runtime.log import escape_controls
 
 LABEL_WIDTH = 11
@@ -172,7 +172,9 @@ NOT_IN_GENERATION = ("packed_attention", "linear_cross_entropy")
 
 def _other_paths(plan: KernelPlan) -> list[str]:
     """What evaluation and generation run on."""
-    served = dict.fromkeys(site.op for site in plan.sites if site.backend != EAGER)
+    served = dict.fromkeys(
+        site.op for site in plan.sites if site.backend != EAGER and site.path != OPTIMIZER
+    )
     kept = ", ".join(op for op in served if op not in NOT_IN_GENERATION) or "no kernel"
     if not served:
         return ["evaluation and generation: the model as its authors wrote it, too"]

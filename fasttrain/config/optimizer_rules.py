@@ -40,6 +40,23 @@ def check_parameter_rules(config: TrainConfig) -> Iterator[Problem]:
             yield Problem("changes nothing.", key=key, hint=hint)
 
 
+def check_gradient_release(config: TrainConfig) -> Iterator[Problem]:
+    """Steps in the backward pass see one gradient at a time, of one micro-batch."""
+    if not getattr(config.optimizer, "gradient_release", False):
+        return
+    key = "optimizer.gradient_release"
+    if config.max_grad_norm > 0:
+        what = "can't clip by the norm of all gradients (got max_grad_norm: "
+        what += f"{config.max_grad_norm:g})."
+        yield Problem(what, key=key, hint="Set max_grad_norm: 0.")
+    steps = config.gradient_accumulation_steps or 1
+    packs = config.global_batch_size or config.micro_batch_size
+    if steps > 1 or packs > config.micro_batch_size:
+        what = "can't add up gradients over the micro-batches of a step."
+        hint = "Drop gradient_accumulation_steps, and global_batch_size where it is larger than "
+        yield Problem(what, key=key, hint=f"{hint}micro_batch_size.")
+
+
 def check_package(config: TrainConfig) -> Iterator[Problem]:
     """The package of an optimizer is there."""
     package = PACKAGES.get(type(config.optimizer))

@@ -14,6 +14,7 @@ from fasttrain.config.data_rules import check_held_out, check_sources
 from fasttrain.config.errors import Problem
 from fasttrain.config.kernel_rules import check_kernels
 from fasttrain.config.optimizer_rules import (
+    check_gradient_release,
     check_package,
     check_parameter_rules,
     check_resumable,
@@ -208,6 +209,10 @@ RULES: tuple[Rule, ...] = (
     Rule(check_referenced_paths, ("model", "tokenizer")),
     Rule(check_kernels, ("kernels",)),
     Rule(check_parameter_rules, ("optimizer.rules",)),
+    Rule(
+        check_gradient_release,
+        ("optimizer", "max_grad_norm", "gradient_accumulation_steps", "global_batch_size"),
+    ),
     Rule(check_package, ("optimizer",)),
     Rule(check_resumable, ("optimizer", "checkpoint")),
     Rule(check_kill_file, ("kill_file", "output_dir")),

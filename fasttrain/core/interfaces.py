@@ -6,11 +6,20 @@ Shapes: T tokens of a batch, S supervised ones among them, V tokens of the vocab
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Generator, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeVar, get_args
+from typing import (
+    TYPE_CHECKING,
+    Any,
+    ClassVar,
+    Literal,
+    Protocol,
+    TypeVar,
+    get_args,
+    runtime_checkable,
+)
 
 import torch
 from torch import Tensor, nn
@@ -266,15 +275,33 @@ class OptimizerFactory(ABC):
     """Makes the optimizer."""
 
     Config: ClassVar[type[ComponentSection]]
+    keeps_masters: ClassVar[bool] = False
+    """Whether it keeps fp32 masters of 16-bit parameters where `precision.masters` says so."""
 
     def __init__(self, config: Any) -> None:
         self.config = config
+
+    def kernel_facts(self, precision: Precision) -> Mapping[str, Mapping[str, Any]]:
+        """The ops that its step is made of, with what their kernels are chosen by; none where the
+        step is a library's own."""
+        return {}
 
     @abstractmethod
     def build(
         self, groups: list[ParameterGroup], *, plan: KernelPlan, precision: Precision
     ) -> torch.optim.Optimizer:
         """An optimizer whose state per parameter is tensors and numbers, by name."""
+
+
+@runtime_checkable
+class ClippingOptimizer(Protocol):
+    """An optimizer that measures and clips gradients itself, and skips on the device."""
+
+    max_grad_norm: float | None
+    found_inf: Tensor | None
+
+    def measure(self) -> Tensor:
+        """The norm of all gradients, () fp32, by which the next step clips and skips."""
 
 
 class SchedulerFactory(ABC):

@@ -14,8 +14,15 @@ from fasttrain.config.errors import Problem, UserError
 from fasttrain.config.schema.engine import LocalEngineConfig
 from fasttrain.core.batch import Batch, LossFunction, LossSum, StepResult
 from fasttrain.core.events import Hooks
-from fasttrain.core.interfaces import Engine, LanguageModel, NamedSlice, Topology
+from fasttrain.core.interfaces import (
+    ClippingOptimizer,
+    Engine,
+    LanguageModel,
+    NamedSlice,
+    Topology,
+)
 from fasttrain.engine.averaged_weights import averaged_weights, averages
+from fasttrain.engine.gradient_sums import GradientSums
 from fasttrain.engine.optimizer_numbers import OptimizerNumbers
 from fasttrain.runtime.precision import Precision
 
@@ -36,6 +43,7 @@ class LocalEngine(Engine):
         self._hooks = Hooks()
         self._numbers: OptimizerNumbers | None = None
         self._shows_average = False
+        self._sums: GradientSums | None = None
 
     def model_init_context(self) -> AbstractContextManager[None]:
         return nullcontext()
@@ -53,6 +61,9 @@ class LocalEngine(Engine):
         self._max_grad_norm = max_grad_norm
         self._hooks = hooks
         self._numbers = OptimizerNumbers(model, optimizer)
+        if isinstance(optimizer, ClippingOptimizer):
+            optimizer.max_grad_norm = max_grad_norm or None
+        self._sums = GradientSums(model) if self.precision.masters else None
 
     @property
     def model(self) -> LanguageModel:
@@ -72,6 +83,8 @@ class LocalEngine(Engine):
         self.model.train()
         loss_sum = torch.zeros((), dtype=torch.float32, device=self.device)
         extras: dict[str, Tensor] = {}
+        if self._sums is not None:
+            self._sums.begin(len(micro_batches))
         for batch in micro_batches:
             part = self._forward(batch.to(self.device), loss)
             # One division by the whole step's count, so that the split into micro-batches is free.
@@ -83,6 +96,8 @@ class LocalEngine(Engine):
         skipped = ~(torch.isfinite(grad_norm) & torch.isfinite(loss_sum))
         self._hooks.call("optimizer_step", self._optimizer_step, skipped)
         self.optimizer.zero_grad(set_to_none=True)
+        if self._sums is not None:
+            self._sums.end()
         return StepResult(
             loss_sum=loss_sum,
             num_supervised=num_supervised,
@@ -137,6 +152,9 @@ class LocalEngine(Engine):
             loss.backward()
 
     def _clip(self) -> Tensor:
+        """The norm of all gradients; they are clipped, or will be by the step."""
+        if isinstance(self.optimizer, ClippingOptimizer):
+            return self.optimizer.measure().to(self.device)
         parameters = [p for p in self.model.parameters() if p.grad is not None]
         if not parameters:
             return torch.zeros((), device=self.device)
@@ -151,6 +169,7 @@ class LocalEngine(Engine):
             self.optimizer.grad_scale = None  # type: ignore[attr-defined]
             self.optimizer.found_inf = skip.to(torch.float32)  # type: ignore[attr-defined]
             self.optimizer.step()
+            self.optimizer.found_inf = None  # type: ignore[attr-defined]
         elif not skip.item():
             self.optimizer.step()
 

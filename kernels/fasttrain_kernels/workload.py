@@ -30,9 +30,7 @@ class Workload:
     gradients: Sequence[Tensor]
 
     @classmethod
-    def without_gradients(
-        cls, call: Callable[[str], Any], plain: Callable[[], Any]
-    ) -> Workload:
+    def without_gradients(cls, call: Callable[[str], Any], plain: Callable[[], Any]) -> Workload:
         """Of an op that isn't differentiated."""
         return cls(call, plain, (), ())
 

@@ -45,14 +45,50 @@ class OptimizerSection(ComponentSection):
     count as layer 0, what belongs to no layer as the last."""
 
 
-class AdamWConfig(OptimizerSection):
-    """AdamW (arXiv 1711.05101), torch's fused implementation."""
+class OnePassSection(OptimizerSection):
+    """What the optimizers with kernels of fasttrain's own have."""
+
+    moments: Literal["float32", "bfloat16", "8bit"] = "float32"
+    """How moments are kept: 4, 2 or 1 bytes each. Fewer bits are rounded at random."""
+    rounding: Literal["stochastic", "kahan"] = "stochastic"
+    """How weights are kept with `precision: bf16`: rounded at random, or with what rounding lost
+    beside them (2 bytes more)."""
+    gradient_release: bool = False
+    """Step each weight in the backward pass and drop its gradient, which saves the memory of all of
+    them. Needs max_grad_norm: 0 and one micro-batch a step."""
+
+
+class AdamWConfig(OnePassSection):
+    """AdamW (arXiv 1711.05101)."""
 
     type: Literal["adamw"] = "adamw"
     betas: Floats2 = (0.9, 0.999)
     """Decay rates of the first and the second moment."""
     eps: PositiveFloat = 1e-8
     """Added to the root of the second moment."""
+
+
+class LionConfig(OnePassSection):
+    """Lion (arXiv 2302.06675): one moment, steps of one size. A third to a tenth of AdamW's
+    learning rate is usual, with as many times its decay."""
+
+    type: Literal["lion"] = "lion"
+    learning_rate: PositiveFloat = 5e-6
+    """Peak learning rate; the scheduler scales it."""
+    betas: Floats2 = (0.9, 0.99)
+    """The share of the moment in the direction; its decay rate."""
+
+
+class SGDConfig(OnePassSection):
+    """Stochastic gradient descent, as torch.optim.SGD; decay is added to the gradient."""
+
+    type: Literal["sgd"] = "sgd"
+    learning_rate: PositiveFloat = 1e-2
+    """Peak learning rate; the scheduler scales it."""
+    momentum: Annotated[NonNegativeFloat, Field(lt=1)] = 0.9
+    """The share of the former direction that is kept. 0: no state."""
+    nesterov: bool = False
+    """Look ahead by the momentum (Nesterov)."""
 
 
 class AdafactorConfig(OptimizerSection):
