@@ -40,6 +40,7 @@ SETTINGS = {
         "model": {
             "name_or_path": "base/model",
             "transforms": [{"type": "lora", "r": 4, "dropout": 0.2}, "activation_checkpoint"],
+            "freeze": ["*.up_proj.lora_A.*"],
         },
     },
 }

@@ -59,6 +59,11 @@ def test_rules_give_their_parameters_groups_of_their_own():
     assert len(stepped) == len(set(stepped)) == len(list(Model().parameters()))
 
 
+def test_what_no_rule_changes_comes_first_within_its_role():
+    groups = groups_of(Model(), {"match": "layers.0.*", "learning_rate_scale": 2})
+    assert [group.name for group in groups[:2]] == ["matrices", "matrices · layers.0.*"]
+
+
 def test_rules_for_different_values_of_one_parameter_add_up():
     slow = {"match": "layers.*", "learning_rate": 0.5}
     strong = {"match": ["*.2.*", "head.*"], "weight_decay": 0.3}

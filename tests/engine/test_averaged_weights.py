@@ -70,11 +70,14 @@ def test_it_may_be_entered_twice_and_left_by_an_error():
     training = weights(engine)
     with pytest.raises(RuntimeError, match="inside"), engine.evaluation_weights():
         shown = weights(engine)
-        with engine.evaluation_weights():
-            assert_equal(weights(engine), shown)
+        for _ in range(2):
+            with engine.evaluation_weights():
+                assert_equal(weights(engine), shown)
         assert_equal(weights(engine), shown)
         raise RuntimeError("inside")
     assert_equal(weights(engine), training)
+    with engine.evaluation_weights():
+        assert_equal(weights(engine), shown)
     train(engine, 3, 4)
 
 
