@@ -104,7 +104,10 @@ def test_a_block_imports_interfaces_and_no_other_block(block):
         allowed = (f"fasttrain.{block}", *BLOCK_MAY_IMPORT)
         if block == "trainers":
             allowed += ("fasttrain.core.trainer",)
-        if name == "fasttrain.callbacks.kernel_selection":
+        if name in (
+            "fasttrain.callbacks.kernel_selection",
+            "fasttrain.callbacks.optimizer_sites",
+        ):
             allowed += ("fasttrain.model.transforms",)
         for imported in imports(name):
             if within(imported, ("fasttrain",)) and imported != "fasttrain":  # the version

@@ -199,6 +199,8 @@ def _rows_without_site(
 ) -> list[KernelRow]:
     """A row for each reason why a module that looks like a site is left alone; one where the model
     has nothing of the kind."""
+    if search.op in OPTIMIZER_OPS:  # the step is its library's own
+        return []
     if not sites and not others:
         return [KernelRow(search.op, 0, 0, EAGER, f"the model has no {search.what}")]
     paths: dict[str, list[str]] = defaultdict(list)

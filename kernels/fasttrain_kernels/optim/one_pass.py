@@ -49,8 +49,7 @@ class OnePassOptimizer(torch.optim.Optimizer):
     algorithm: ClassVar[Algorithm]
     names: ClassVar[Names]
 
-    _step_supports_amp_scaling = True
-    grad_scale: Tensor | None = None
+    _step_supports_amp_scaling = True  # GradScaler then sets grad_scale and found_inf
     found_inf: Tensor | None = None
 
     def __init__(
@@ -146,7 +145,7 @@ class OnePassOptimizer(torch.optim.Optimizer):
                 self._tables.setdefault((kind, slots[0].stream, len(slots)), Table()),
                 norm=_on(norm, device),
                 max_norm=self.max_grad_norm or 0.0,
-                grad_scale=_on(self.grad_scale, device),
+                grad_scale=_on(getattr(self, "grad_scale", None), device),
                 skip=_on(self.found_inf, device),
                 seed=self.seed,
                 zero_grad=self.zero_grad_in_step,
