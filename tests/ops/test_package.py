@@ -74,6 +74,7 @@ PARTS = {
     "linear_cross_entropy": {"arguments.py", "by_rows.py", "by_panels.py", "products.py"},
     "rope": {"table.py", "triton_heads.py"},
     "swiglu": {"glu.py"},
+    "newton_schulz": {"forms.py"},
     "packed_attention": {
         "arguments.py",
         "tiles.py",
