@@ -1,8 +1,9 @@
 // What a step does to an element, written once for the CPU's vectors and for a GPU's threads.
 //
 // V is a float or a vector of floats, U as many uint32_t. The includer provides, in namespace
-// FT_ISA: FT_INLINE, as_bits(V) -> U, as_value(U) -> V, root(V), larger(V, V), splat<V>(float), and
-// rounded(V), which keeps a product from being fused with what follows. tests/ops/test_cuda_build.py runs the GPU's version on the host.
+// FT_ISA: FT_INLINE, as_bits(V) -> U, as_value(U) -> V, root(V), larger(V, V), splat<V>(float);
+// rounded(V), which keeps a product from being fused with what follows; and for moments of 8 bits
+// quick_root(V) of at least 1e-37 and quick_quotient(V, V), within 2^-21 of what is exact. tests/ops/test_cuda_build.py runs the GPU's version on the host.
 #pragma once
 
 #include "optimizer.h"
@@ -153,15 +154,25 @@ FT_INLINE Scalars scalars_of(const GroupNumbers& g, double step, const Gate& gat
   return s;
 }
 
+// AdamW in two halves, for who keeps the moments in between.
+template <class V>
+FT_INLINE void move_moments(V grad, V& first, V& second, const Scalars& s) {
+  first = first + (grad - first) * s.rest1;
+  second = second * s.beta2 + grad * grad * s.rest2;
+}
+
+template <class V>
+FT_INLINE V adamw_divisor(V root_of_second, const Scalars& s) {
+  return root_of_second * s.root_factor + s.eps;
+}
+
 // What the parameter is lessened by, beside its decay. first, second: as they are, and become.
-// root: of the new second. grad: multiplied by the factor already.
+// grad: multiplied by the factor already.
 template <Algorithm algorithm, bool has_first, class V>
-FT_INLINE V change(V param, V grad, V& first, V& second, V& root_of_second, const Scalars& s) {
+FT_INLINE V change(V param, V grad, V& first, V& second, const Scalars& s) {
   if constexpr (algorithm == Algorithm::adamw) {
-    first = first + (grad - first) * s.rest1;
-    second = second * s.beta2 + grad * grad * s.rest2;
-    root_of_second = root(second);
-    return first * s.rate / (root_of_second * s.root_factor + s.eps);
+    move_moments(grad, first, second, s);
+    return first * s.rate / adamw_divisor(root(second), s);
   } else if constexpr (algorithm == Algorithm::lion) {
     const V mix = first * s.beta1 + grad * s.rest1;
     first = first * s.beta2 + grad * s.rest2;

@@ -5,8 +5,8 @@
 
 Each op has several backends (C++ for CPUs, Triton for GPUs, and plain PyTorch, the reference); the
 best one that can serve is taken. `explain()` says which and why, `use()` says otherwise, `check()`
-compares them on this device. `fasttrain_kernels.optim` has optimizers. `python -m fasttrain_kernels` prints the table. Importing this loads
-neither Triton nor the native libraries.
+compares them on this device. `python -m fasttrain_kernels` prints the table. Importing this loads
+neither Triton nor the native libraries. Optimizers are in `fasttrain_kernels.optim`.
 """
 
 from fasttrain_kernels.check import Checked, check

@@ -75,6 +75,7 @@ PARTS = {
     "rope": {"table.py", "triton_heads.py"},
     "swiglu": {"glu.py"},
     "newton_schulz": {"forms.py"},
+    "optimizer_step": {"step.py", "table.py", "random_bits.py", "codes.py", "native_step.py"},
     "packed_attention": {
         "arguments.py",
         "tiles.py",
