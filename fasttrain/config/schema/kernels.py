@@ -10,7 +10,7 @@ from fasttrain.config.schema.base import Section, Strings
 
 RESERVED = ("mode", "autotune", "deterministic", "providers", "sites")
 # Ops of a step, which no module of the model is a site of.
-OPTIMIZER_OPS = ("optimizer_step", "grad_norm")
+OPTIMIZER_OPS = ("optimizer_step", "grad_norm", "newton_schulz")
 # Backends that are somebody else's code.
 PROVIDERS = ("sdpa", "flash-attn", "varlen", "flex", "liger", "compile")
 
@@ -52,3 +52,5 @@ class KernelsConfig(Section):
     """The step of all weights in one pass."""
     grad_norm: Literal["auto", "eager", "cpu"] = "auto"
     """The norm of all gradients."""
+    newton_schulz: Literal["auto", "eager", "cpu", "triton"] = "auto"
+    """Muon's matrices, made orthogonal."""
