@@ -175,8 +175,9 @@ struct Block {
   using ForParameter = typename DrawnIf<rounding == Rounding::stochastic>::type;
   using ForMoments = typename DrawnIf<moments == Moments::eight_bits || moments == Moments::bf16>::type;
 
-  const StepRow& row;
-  const Scalars& scalars;
+  // Copies, which stay in registers: what is stored might otherwise have changed them.
+  const StepRow row;
+  const Scalars scalars;
   const bool zero_grad;
   const int64_t begin;
   const int64_t block;   // of the row
@@ -227,13 +228,13 @@ struct Block {
       store(static_cast<float*>(row.beside) + i, moved, lanes);
       store(narrow, moved, lanes);
     } else if constexpr (rounding == Rounding::stochastic) {
-      store(narrow, rounded_at_random(moved, random), lanes);
+      store_upper_half(narrow, rounded_at_random(moved, random), lanes);
     } else {
       BFloat16* lacking = static_cast<BFloat16*>(row.beside) + i;
       const VecF32 wanted =
           (param * (scalars.decay - 1.0f) - lessened) + load(lacking, lanes);
       const VecF32 kept = round_to<BFloat16>(rounded(param + wanted));
-      store(narrow, kept, lanes);
+      store_upper_half(narrow, kept, lanes);
       store(lacking, wanted - (kept - param), lanes);
     }
   }
@@ -248,7 +249,7 @@ struct Block {
   FT_INLINE void keep_moment(void* values, int64_t i, VecF32 value, VecU32 random, Lanes lanes) {
     if constexpr (moments == Moments::f32) store(static_cast<float*>(values) + i, value, lanes);
     if constexpr (moments == Moments::bf16)
-      store(static_cast<BFloat16*>(values) + i, rounded_at_random(value, random), lanes);
+      store_upper_half(static_cast<BFloat16*>(values) + i, rounded_at_random(value, random), lanes);
   }
 
   FT_INLINE void run(int64_t count) {
@@ -268,25 +269,28 @@ struct Block {
   }
 
   // The next block, which the loops of this one would otherwise wait for each in its turn.
-  FT_INLINE void prefetch_next(int64_t i) {
-    __builtin_prefetch(static_cast<char*>(row.grad) + (i + kBlock) * (row.grad_is_bf16 ? 2 : 4));
-    constexpr int64_t kWidth = rounding == Rounding::none ? 4 : 2;
-    __builtin_prefetch(static_cast<char*>(row.param) + (i + kBlock) * kWidth, 1);
-    __builtin_prefetch(static_cast<char*>(row.first) + i + kBlock, 1);
-    if constexpr (kHasSecond) __builtin_prefetch(static_cast<char*>(row.second) + i + kBlock, 1);
+  FT_INLINE void prefetch_next() {
+    const auto lines = [&](void* values, int64_t width) {
+      char* next = static_cast<char*>(values) + (begin + kBlock) * width;
+      for (int64_t i = 0; i < kBlock * width; i += 64) __builtin_prefetch(next + i, 1);
+    };
+    lines(row.grad, row.grad_is_bf16 ? 2 : 4);
+    lines(row.param, rounding == Rounding::none ? 4 : 2);
+    lines(row.first, 1);
+    if constexpr (kHasSecond) lines(row.second, 1);
   }
 
   // With moments of 8 bits: short loops, of which a CPU has several turns in flight at once. The
   // scales are known after the first, in which moments get as far as they come.
   FT_INLINE void run_coded(int64_t count) {
-    VecF32 firsts[kBlock / kStep + 1], seconds[kBlock / kStep + 1];
+    float firsts[kBlock], seconds[kBlock];
     const float first_scale = row.first_scale[block];
     const float second_scale = kHasSecond ? row.second_scale[block] : 0.0f;
     uint8_t* const first_codes = static_cast<uint8_t*>(row.first) + begin;
     uint8_t* const second_codes = static_cast<uint8_t*>(row.second) + begin;
     VecF32 largest_first{}, largest_second{};
+    prefetch_next();
     each_vector<float>(count, [&](int64_t i, auto lanes) {
-      prefetch_next(begin + i);
       const VecF32 grad = gradient(begin + i, lanes);
       VecF32 first = first_of_code<VecF32>(load_codes(first_codes + i, lanes), first_scale);
       VecF32 second{};
@@ -295,14 +299,14 @@ struct Block {
         second = second * second;
         move_moments(grad, first, second, scalars);
         largest_second = larger(second, largest_second);
-        seconds[i / kStep] = second;
+        store(seconds + i, second, Whole{});
       } else {
         const VecF32 param = parameter(begin + i, lanes);
         const VecF32 lessened = change<algorithm, true>(param, grad, first, second, scalars);
         keep(begin + i, param, lessened, for_parameter.at(before + i), lanes);
       }
       largest_first = larger(size_of(first), largest_first);
-      firsts[i / kStep] = first;
+      store(firsts + i, first, Whole{});
     });
     const float scale = scale_of(largest_lane(largest_first)), inverse = inverse_of(scale);
     const float root_scale = scale_of(__builtin_sqrtf(largest_lane(largest_second)));
@@ -311,8 +315,8 @@ struct Block {
     if constexpr (kHasSecond) {
       row.second_scale[block] = root_scale;
       each_vector<float>(count, [&](int64_t i, auto lanes) {
-        const VecF32 root_of_second = quick_root(seconds[i / kStep]);
-        const VecF32 lessened = quick_quotient(firsts[i / kStep] * scalars.rate,
+        const VecF32 root_of_second = quick_root(load(seconds + i, Whole{}));
+        const VecF32 lessened = quick_quotient(load(firsts + i, Whole{}) * scalars.rate,
                                                adamw_divisor(root_of_second, scalars));
         keep(begin + i, parameter(begin + i, lanes), lessened, for_parameter.at(before + i), lanes);
         store_codes(second_codes + i,
@@ -321,7 +325,8 @@ struct Block {
     }
     each_vector<float>(count, [&](int64_t i, auto lanes) {
       store_codes(first_codes + i,
-                  code_of_first(firsts[i / kStep], inverse, for_moments.at(before + i)), lanes);
+                  code_of_first(load(firsts + i, Whole{}), inverse, for_moments.at(before + i)),
+                  lanes);
     });
   }
 };

@@ -157,6 +157,12 @@ FT_INLINE void store(BFloat16* to, VecF32 value, Whole) {
   __builtin_memcpy(to, &bits, sizeof(bits));
 }
 
+// The upper half alone, of a value whose lower half is 0: no rounding is left to do.
+FT_INLINE void store_upper_half(BFloat16* to, VecF32 value, Whole) {
+  const VecU16 bits = to_16_bits(reinterpret_cast<VecU32>(value) >> 16);
+  __builtin_memcpy(to, &bits, sizeof(bits));
+}
+
 // Lanes past the n-th read as zero; memory past them is not touched.
 template <class T>
 FT_INLINE Vec<Acc<T>> load(const T* from, First first) {
@@ -170,6 +176,8 @@ FT_INLINE void store(T* to, Vec<Acc<T>> value, First first) {
   store(buffer, value, Whole{});
   for (int64_t i = 0; i < first.n; ++i) to[i] = buffer[i];
 }
+
+FT_INLINE void store_upper_half(BFloat16* to, VecF32 value, First first) { store(to, value, first); }
 
 // ---- pairs: neighbours in memory, or elements of two halves --------------------------------------
 
