@@ -129,9 +129,11 @@ def test_begins_anew_after_few_steps():
 
 def test_auto_takes_gram_where_one_side_is_twice_the_other():
     def method(*shape):
-        return OPS["newton_schulz"].describe(
-            device="cpu", dtype=F32, short=min(shape), long=max(shape)
-        ).method
+        return (
+            OPS["newton_schulz"]
+            .describe(device="cpu", dtype=F32, short=min(shape), long=max(shape))
+            .method
+        )
 
     assert [method(*s) for s in ((8, 8), (8, 15), (8, 16), (16, 8))] == [
         "direct",
@@ -174,7 +176,7 @@ def test_singular_values_come_near_one(place):
     values = torch.linspace(0.01, 1, 30)
     matrix = with_singular_values(values, 50).float().to(place.device)
     found = torch.linalg.svdvals(newton_schulz(matrix, backend=place.backend).double())
-    assert 0.67 < found.min() and found.max() < 1.22
+    assert found.min() > 0.67 and found.max() < 1.22
 
 
 def test_a_factor_changes_nothing(place):

@@ -12,7 +12,19 @@ from fasttrain_kernels.optim.adamw import AdamW
 from fasttrain_kernels.optim.gradient_release import GradientRelease
 from fasttrain_kernels.optim.groups import decay_groups
 from fasttrain_kernels.optim.lion import Lion
+from fasttrain_kernels.optim.muon import Muon
+from fasttrain_kernels.optim.muon_groups import hidden_matrices, muon_groups
 from fasttrain_kernels.optim.one_pass import OnePassOptimizer
 from fasttrain_kernels.optim.sgd import SGD
 
-__all__ = ["SGD", "AdamW", "GradientRelease", "Lion", "OnePassOptimizer", "decay_groups"]
+__all__ = [
+    "SGD",
+    "AdamW",
+    "GradientRelease",
+    "Lion",
+    "Muon",
+    "OnePassOptimizer",
+    "decay_groups",
+    "hidden_matrices",
+    "muon_groups",
+]

@@ -94,6 +94,10 @@ class OnePassOptimizer(torch.optim.Optimizer):
             if not isinstance(group[name], Tensor) and not group[name] >= 0:
                 raise ValueError(f"{name}={group[name]}; expected 0 or more")
 
+    def keeps_moments(self, group: dict[str, Any]) -> bool:
+        """Whether a step of a group needs what the steps before have left."""
+        return True
+
     # --- the step --------------------------------------------------------------------------------
 
     @torch.compiler.disable

@@ -53,6 +53,9 @@ class SGD(OnePassOptimizer):
         if group["nesterov"] and (group["momentum"] == 0 or group["dampening"] != 0):
             raise ValueError("nesterov=True needs momentum above 0, and dampening=0")
 
+    def keeps_moments(self, group: dict[str, Any]) -> bool:
+        return bool(group["momentum"])
+
     def numbers(self, group: dict[str, Any]) -> Numbers:
         return Numbers(
             group["lr"],

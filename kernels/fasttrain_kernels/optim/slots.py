@@ -79,12 +79,13 @@ def slots_of(
         for parameter in group["params"]:
             if parameter in wanted and (gradient := gradient_of(parameter)) is not None:
                 place = slices.get(parameter, (stream, 0))
-                _add(batch, optimizer, names, parameter, gradient, group, index, place)
+                keeps = optimizer.keeps_moments(group)
+                add_slot(batch, optimizer, names, parameter, gradient, group, index, place, keeps)
             stream += 1
     return batch
 
 
-def _add(
+def add_slot(
     batch: Batch,
     optimizer: OnePassOptimizer,
     names: Names,
@@ -93,8 +94,10 @@ def _add(
     group: dict[str, Any],
     index: int,
     place: tuple[int, int],
+    has_moments: bool,
 ) -> None:
-    kind = kind_of(parameter, gradient, group, keeps_moments(group))
+    """A slot of `parameter` to `batch`; index: of its numbers, place: as Slices has them."""
+    kind = kind_of(parameter, gradient, group, has_moments)
     state = optimizer.state[parameter]
     make_state(state, names, parameter, kind, offset=place[1])
     in_order = torch.empty_like(parameter)
@@ -123,11 +126,6 @@ def _add(
             group=index,
         )
     )
-
-
-def keeps_moments(group: dict[str, Any]) -> bool:
-    """SGD without momentum keeps none."""
-    return bool(group.get("momentum", True))
 
 
 def kind_of(parameter: Tensor, gradient: Tensor, group: dict[str, Any], has_moments: bool) -> Kind:

@@ -1,8 +1,8 @@
 """Newton-Schulz on CPUs: batched products of the BLAS, in float32 (float64 for float64).
 
 Products that are symmetric are formed in panels of rows up to the diagonal, and mirrored: 0.63 of
-the arithmetic for four panels, and 0.67 of the time on one core of an EPYC. 16 bits are multiplied in
-float32, for few CPUs have products of theirs.
+the arithmetic for four panels, and 0.67 of the time on one core of an EPYC. What has 16 bits is
+multiplied in float32, for few CPUs have products of theirs.
 """
 
 import torch

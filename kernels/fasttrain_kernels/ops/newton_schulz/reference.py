@@ -4,10 +4,10 @@ For each matrix M with no more rows than columns (of others, the transpose):
     X = M / max(norm(M), EPS)                          Frobenius norm
     steps times:  A = X X^T;  X = a X + (b A + c A A) X
 formed in float32 (float64 for float64) and rounded once. Each step maps every singular value s to
-a s + b s^3 + c s^5. With the coefficients of Keller Jordan's Muon (kellerjordan.github.io/posts/muon,
-2024) five steps bring those above 0.002 to between 0.68 and 1.21, and not to 1: what they give up
-there, they gain in speed near 0. "Muon is Scalable for LLM Training" (arXiv 2502.16982) uses them
-too. A matrix of zeros stays zeros; NaN and inf stay in their matrix.
+a s + b s^3 + c s^5. With the coefficients of Keller Jordan's Muon (2024,
+kellerjordan.github.io/posts/muon) five steps bring those above 0.002 to between 0.68 and 1.21, and
+not to 1: what they give up there, they gain in speed near 0. "Muon is Scalable for LLM Training"
+(arXiv 2502.16982) uses them too. A matrix of zeros stays zeros; NaN and inf stay in their matrix.
 
 A backend may get there through "gram" (forms.py) instead; the definition knows the direct way only.
 """
