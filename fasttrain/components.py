@@ -75,6 +75,9 @@ BUILT_INS: dict[tuple[str, str], Entry] = {
     ("optimizer", "sgd"): Entry(
         f"{_SCHEMA}.optimizer:SGDConfig", "fasttrain.optimizer.sgd:SGDFactory"
     ),
+    ("optimizer", "muon"): Entry(
+        f"{_SCHEMA}.optimizer:MuonConfig", "fasttrain.optimizer.muon:MuonFactory"
+    ),
     ("optimizer", "adafactor"): Entry(
         f"{_SCHEMA}.optimizer:AdafactorConfig", "fasttrain.optimizer.adafactor:AdafactorFactory"
     ),

@@ -7,6 +7,7 @@ from typing import Any
 from fasttrain_kernels.optim import AdamW, OnePassOptimizer
 
 from fasttrain.config.schema.optimizer import AdamWConfig
+from fasttrain.core.kernel_plan import KernelPlan
 from fasttrain.optimizer.one_pass import OnePassFactory
 
 
@@ -15,5 +16,7 @@ class AdamWFactory(OnePassFactory):
 
     Config = AdamWConfig
 
-    def make(self, groups: list[dict[str, Any]], **options: Any) -> OnePassOptimizer:
+    def make(
+        self, groups: list[dict[str, Any]], plan: KernelPlan, **options: Any
+    ) -> OnePassOptimizer:
         return AdamW(groups, betas=self.config.betas, eps=self.config.eps, **options)

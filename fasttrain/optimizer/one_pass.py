@@ -28,7 +28,7 @@ class OnePassFactory(OptimizerFactory):
 
     def kernel_facts(self, precision: Precision) -> Mapping[str, Mapping[str, Any]]:
         dtype = precision.parameters
-        facts = {"dtype": dtype, "algorithm": self.config.type, "moments": self._moments()}
+        facts = {"dtype": dtype, "algorithm": self.algorithm(), "moments": self._moments()}
         if dtype == torch.bfloat16:
             facts["rounding"] = self.rounding(precision)
         return {STEP: facts, NORM: {"dtype": dtype}}
@@ -37,7 +37,8 @@ class OnePassFactory(OptimizerFactory):
         self, groups: list[ParameterGroup], *, plan: KernelPlan, precision: Precision
     ) -> torch.optim.Optimizer:
         optimizer = self.make(
-            named_groups(groups),
+            self.groups(groups),
+            plan,
             rounding=self.rounding(precision),
             moments=self.config.moments,
             backend=plan.of_optimizer(STEP),
@@ -48,8 +49,18 @@ class OnePassFactory(OptimizerFactory):
         return optimizer
 
     @abstractmethod
-    def make(self, groups: list[dict[str, Any]], **options: Any) -> OnePassOptimizer:
+    def make(
+        self, groups: list[dict[str, Any]], plan: KernelPlan, **options: Any
+    ) -> OnePassOptimizer:
         """The optimizer of these groups, with `options` passed on."""
+
+    def groups(self, groups: list[ParameterGroup]) -> list[dict[str, Any]]:
+        """The groups as the optimizer takes them."""
+        return named_groups(groups)
+
+    def algorithm(self) -> str:
+        """What the kernel of the step computes."""
+        return str(self.config.type)
 
     def rounding(self, precision: Precision) -> str:
         """How 16-bit parameters are kept."""

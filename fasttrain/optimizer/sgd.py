@@ -7,6 +7,7 @@ from typing import Any
 from fasttrain_kernels.optim import SGD, OnePassOptimizer
 
 from fasttrain.config.schema.optimizer import SGDConfig
+from fasttrain.core.kernel_plan import KernelPlan
 from fasttrain.optimizer.one_pass import OnePassFactory
 
 
@@ -15,7 +16,9 @@ class SGDFactory(OnePassFactory):
 
     Config = SGDConfig
 
-    def make(self, groups: list[dict[str, Any]], **options: Any) -> OnePassOptimizer:
+    def make(
+        self, groups: list[dict[str, Any]], plan: KernelPlan, **options: Any
+    ) -> OnePassOptimizer:
         momentum, nesterov = self.config.momentum, self.config.nesterov
         return SGD(groups, momentum=momentum, nesterov=nesterov, **options)
 

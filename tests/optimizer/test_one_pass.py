@@ -5,6 +5,7 @@ import torch
 from fasttrain_kernels.optim import SGD, AdamW, Lion
 from torch import nn
 
+from fasttrain.config.errors import UserError
 from fasttrain.config.registry import OPTIMIZERS
 from fasttrain.core.interfaces import ClippingOptimizer
 from fasttrain.core.kernel_plan import OPTIMIZER, KernelPlan, KernelSite
@@ -86,6 +87,29 @@ def test_kernels_are_those_of_the_plan():
     assert (optimizer.backend, optimizer.norm_backend) == ("eager", "cpu")
     _, optimizer = build("adamw")
     assert (optimizer.backend, optimizer.norm_backend) == ("auto", "auto")
+
+
+def test_muon_steps_hidden_matrices_and_says_so():
+    options = {"learning_rate": 1e-3, "adamw_learning_rate": 1e-4, "weight_decay": 0.1}
+    model, optimizer = build("muon", **options)
+    assert [(g["name"], g["muon"], g["lr"]) for g in optimizer.param_groups] == [
+        ("matrices (Muon)", True, 1e-3),
+        ("vectors (AdamW)", False, 1e-4),
+    ]
+    assert optimizer.describe().startswith("Muon on 2 parameters of 56 elements, AdamW on 4")
+    states = step(model, optimizer)
+    assert [set(state) for state in states[:2]] == [
+        {"step", "momentum_buffer"},
+        {"step", "exp_avg", "exp_avg_sq"},
+    ]
+
+
+def test_muon_on_nothing_is_refused():
+    config = OPTIMIZERS.config("muon")()
+    groups = parameter_groups(nn.Linear(1, 5), config)
+    factory = OPTIMIZERS.component("muon")(config)
+    with pytest.raises(UserError, match="muon would step no parameter"):
+        factory.build(groups, plan=KernelPlan(), precision=choose_precision("fp32", CPU))
 
 
 def test_masters_have_one_owner():

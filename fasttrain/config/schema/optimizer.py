@@ -12,6 +12,7 @@ from fasttrain.config.schema.base import (
     Floats2,
     NonNegativeFloat,
     PositiveFloat,
+    PositiveInt,
     Section,
     StringOrStrings,
     entries,
@@ -48,8 +49,6 @@ class OptimizerSection(ComponentSection):
 class OnePassSection(OptimizerSection):
     """What the optimizers with kernels of fasttrain's own have."""
 
-    moments: Literal["float32", "bfloat16", "8bit"] = "float32"
-    """How moments are kept: 4, 2 or 1 bytes each. Fewer bits are rounded at random."""
     rounding: Literal["stochastic", "kahan"] = "stochastic"
     """How weights are kept with `precision: bf16`: rounded at random, or with what rounding lost
     beside them (2 bytes more)."""
@@ -58,7 +57,14 @@ class OnePassSection(OptimizerSection):
     them. Needs max_grad_norm: 0 and one micro-batch a step."""
 
 
-class AdamWConfig(OnePassSection):
+class MomentsSection(OnePassSection):
+    """Of those whose moments may have 8 bits."""
+
+    moments: Literal["float32", "bfloat16", "8bit"] = "float32"
+    """How moments are kept: 4, 2 or 1 bytes each. Fewer bits are rounded at random."""
+
+
+class AdamWConfig(MomentsSection):
     """AdamW (arXiv 1711.05101)."""
 
     type: Literal["adamw"] = "adamw"
@@ -68,7 +74,7 @@ class AdamWConfig(OnePassSection):
     """Added to the root of the second moment."""
 
 
-class LionConfig(OnePassSection):
+class LionConfig(MomentsSection):
     """Lion (arXiv 2302.06675): one moment, steps of one size. A third to a tenth of AdamW's
     learning rate is usual, with as many times its decay."""
 
@@ -79,7 +85,7 @@ class LionConfig(OnePassSection):
     """The share of the moment in the direction; its decay rate."""
 
 
-class SGDConfig(OnePassSection):
+class SGDConfig(MomentsSection):
     """Stochastic gradient descent, as torch.optim.SGD; decay is added to the gradient."""
 
     type: Literal["sgd"] = "sgd"
@@ -89,6 +95,32 @@ class SGDConfig(OnePassSection):
     """The share of the former direction that is kept. 0: no state."""
     nesterov: bool = False
     """Look ahead by the momentum (Nesterov)."""
+
+
+class MuonConfig(OnePassSection):
+    """Muon (arXiv 2502.16982): for hidden matrices momentum, made orthogonal; AdamW for embeddings,
+    the output layer, norms and biases."""
+
+    type: Literal["muon"] = "muon"
+    learning_rate: PositiveFloat = 2e-4
+    """Peak learning rate; the scheduler scales it."""
+    adamw_learning_rate: PositiveFloat | None = None
+    """Of what AdamW steps. Default: learning_rate, too."""
+    momentum: Annotated[NonNegativeFloat, Field(lt=1)] = 0.95
+    """The share of the former direction that is kept."""
+    nesterov: bool = True
+    """Look ahead by the momentum (Nesterov)."""
+    adjust_lr: Literal["match_rms_adamw", "original"] = "match_rms_adamw"
+    """A matrix (m, n) takes learning_rate times 0.2 √max(m, n), so that steps are as large as
+    AdamW's and its rates serve; or `original`: times √max(1, m/n), with rates about 0.02."""
+    ns_steps: PositiveInt = 5
+    """Newton-Schulz iterations."""
+    moments: Literal["float32", "bfloat16"] = "float32"
+    """How momentum, and AdamW's moments, are kept: 4 or 2 bytes each."""
+    betas: Floats2 = (0.9, 0.95)
+    """AdamW's decay rates of the first and the second moment."""
+    eps: PositiveFloat = 1e-8
+    """Added to the root of AdamW's second moment."""
 
 
 class AdafactorConfig(OptimizerSection):
