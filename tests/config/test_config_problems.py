@@ -134,8 +134,8 @@ from fasttrain.config.load import load
         ),
         (
             "optimizer: {type: 3}\n",
-            "optimizer.type: no type (got 3). There are: adafactor, adamw, bitsandbytes_adamw, lion, "
-            "muon, schedule_free_adamw, sgd, torchao_adamw.",
+            "optimizer.type: no type (got 3). There are: adafactor, adamw, bitsandbytes_adamw, "
+            "lion, muon, schedule_free_adamw, sgd, torchao_adamw.",
         ),
         (
             "type: ppo\n",
