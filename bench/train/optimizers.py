@@ -3,8 +3,8 @@
     python bench/train/prepare.py
     python bench/train/optimizers.py        # half an hour on one core of an EPYC
 
-The model of this folder's comparison from random weights, and its chats, with packs of 512 tokens.
-The best rate of each is the one of the lowest loss at the end with the first seed; at that, two more
+The model of this folder's comparison from random weights, and its chats, in packs of 512 tokens.
+The best rate of each is the one of the lowest loss at the end with the first seed; there, two more
 seeds draw other weights and another order. The loss to be reached is AdamW's at the end, over the
 seeds. Losses are means of ten steps. Writes `optimizers` into bench/results/<device>/train.json.
 """
