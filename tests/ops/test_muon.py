@@ -97,6 +97,23 @@ def test_clipping_is_of_all_gradients_before_momentum():
     assert float(optimizer.grad_norm) > clip
 
 
+def test_gradients_below_the_limit_are_left():
+    mine, free = parameters(), parameters()
+    train(Muon(mine, LR, max_grad_norm=1e3), mine, 3)
+    train(Muon(free, LR), free, 3)
+    assert all(torch.equal(a, b) for a, b in zip(mine, free, strict=True))
+
+
+def test_what_is_rounded_at_random_is_so_in_each_parameter_alone():
+    mine = [nn.Parameter(torch.ones(24, 40, dtype=BF16)) for _ in range(2)]
+    optimizer = Muon(mine, LR, rounding="stochastic")
+    for parameter in mine:
+        parameter.grad = torch.ones(24, 40, dtype=BF16)
+    optimizer.step()
+    assert not torch.equal(*mine)
+    torch.testing.assert_close(*mine, rtol=2**-7, atol=0.0)
+
+
 def test_a_bfloat16_parameter_is_its_rounded_master():
     mine = parameters(dtype=BF16)
     exact = simulated(mine, 20, "match_rms_adamw")
