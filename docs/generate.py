@@ -124,6 +124,9 @@ def _section(key: str, schema: dict[str, Any]) -> list[str]:
             lines += ["", f"### Entries of `{key}.{inner}`", "", *_types(entries, schema)]
     if key == "data":
         lines += ["", "### `columns` of a source", "", *_table(schema["$defs"]["Columns"])]
+    if key == "optimizer":
+        table = _table(schema["$defs"]["ParameterRule"], {"match"})
+        lines += ["", "### Entries of `optimizer.rules`", "", *table]
     return lines
 
 

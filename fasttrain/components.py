@@ -69,6 +69,27 @@ BUILT_INS: dict[tuple[str, str], Entry] = {
     ("optimizer", "adamw"): Entry(
         f"{_SCHEMA}.optimizer:AdamWConfig", "fasttrain.optimizer.adamw:AdamWFactory"
     ),
+    ("optimizer", "lion"): Entry(
+        f"{_SCHEMA}.optimizer:LionConfig", "fasttrain.optimizer.lion:LionFactory"
+    ),
+    ("optimizer", "sgd"): Entry(
+        f"{_SCHEMA}.optimizer:SGDConfig", "fasttrain.optimizer.sgd:SGDFactory"
+    ),
+    ("optimizer", "adafactor"): Entry(
+        f"{_SCHEMA}.optimizer:AdafactorConfig", "fasttrain.optimizer.adafactor:AdafactorFactory"
+    ),
+    ("optimizer", "schedule_free_adamw"): Entry(
+        f"{_SCHEMA}.optimizer:ScheduleFreeAdamWConfig",
+        "fasttrain.optimizer.schedule_free:ScheduleFreeAdamWFactory",
+    ),
+    ("optimizer", "torchao_adamw"): Entry(
+        f"{_SCHEMA}.optimizer:TorchaoAdamWConfig",
+        "fasttrain.optimizer.torchao_adamw:TorchaoAdamWFactory",
+    ),
+    ("optimizer", "bitsandbytes_adamw"): Entry(
+        f"{_SCHEMA}.optimizer:BitsandbytesAdamWConfig",
+        "fasttrain.optimizer.bitsandbytes_adamw:BitsandbytesAdamWFactory",
+    ),
     ("scheduler", "constant"): Entry(
         f"{_SCHEMA}.scheduler:ConstantConfig", "fasttrain.scheduler.constant:ConstantFactory"
     ),

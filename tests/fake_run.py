@@ -1,5 +1,6 @@
 """A run that is all there but does not train, for what looks at runs."""
 
+from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -90,7 +91,9 @@ def make_run(directory: Path, **changes) -> Run:
         "directory": directory,
         "hooks": Hooks(),
         "run_id": "test",
-        "engine": SimpleNamespace(topology=Topology(), device=torch.device("cpu")),
+        "engine": SimpleNamespace(
+            topology=Topology(), device=torch.device("cpu"), evaluation_weights=nullcontext
+        ),
         "data": PreparedData(LettersTrain(), LettersHeldOut(), report(), (3,), "letters"),
         "tokenizer": Letters(),
         "model": ToyModel(vocab_size=27),

@@ -13,6 +13,9 @@ BLOCKS = (
 # Vendors, and the only places that know them.
 VENDORS = {
     "transformers": ("fasttrain.model", "fasttrain.tokenizer"),
+    "schedulefree": ("fasttrain.optimizer.schedule_free",),
+    "torchao": ("fasttrain.optimizer.torchao_adamw",),
+    "bitsandbytes": ("fasttrain.optimizer.bitsandbytes_adamw",),
     "peft": ("fasttrain.model.transforms.lora",),
     "datasets": ("fasttrain.data",),
     "deepspeed": ("fasttrain.engine.deepspeed", "fasttrain.launch"),
@@ -101,7 +104,10 @@ def test_a_block_imports_interfaces_and_no_other_block(block):
         allowed = (f"fasttrain.{block}", *BLOCK_MAY_IMPORT)
         if block == "trainers":
             allowed += ("fasttrain.core.trainer",)
-        if name == "fasttrain.callbacks.kernel_selection":
+        if name in (
+            "fasttrain.callbacks.kernel_selection",
+            "fasttrain.callbacks.optimizer_sites",
+        ):
             allowed += ("fasttrain.model.transforms",)
         for imported in imports(name):
             if within(imported, ("fasttrain",)) and imported != "fasttrain":  # the version

@@ -1,4 +1,4 @@
-"""A step of AdamW against torch's fused one and what has to go with it, DeepSpeed's and 8-bit peers.
+"""A step of AdamW against torch's fused one with what has to go with it, and against peers.
 
 "clip" cases measure and clip the gradients' norm too, as every training step does. Bytes: each
 tensor once; the norm reads the gradients once more.
@@ -30,18 +30,19 @@ class Kind(NamedTuple):
 # fp32: gradient, parameter and both moments, read, all but the gradient written: 28. With a master
 # in float32 and a copy in bfloat16: 2 + 8 + 16 + 2. Codes: 1 + 1 a moment, and a scale for 256.
 CODES = 4 * (1 + 4 / 256)
+RANDOM = {"rounding": "stochastic"}
 KINDS = [
     Kind("fp32", F32, False, 28, {}),
     Kind("fp32 clip", F32, True, 32, {}),
     Kind("bf16 master clip", BF16, True, 30, {"rounding": "master"}),
-    Kind("bf16 stochastic clip", BF16, True, 24, {"rounding": "stochastic"}),
+    Kind("bf16 stochastic clip", BF16, True, 24, RANDOM),
     Kind("bf16 kahan clip", BF16, True, 28, {"rounding": "kahan"}),
     Kind("fp32 8bit", F32, False, 12 + CODES, {"moments": "8bit"}),
     Kind("fp32 8bit clip", F32, True, 16 + CODES, {"moments": "8bit"}),
-    Kind("bf16 stochastic 8bit clip", BF16, True, 8 + CODES, {"rounding": "stochastic", "moments": "8bit"}),
-    Kind("lion bf16 stochastic clip", BF16, True, 12, {"rounding": "stochastic", "moments": "bfloat16"}, Lion),
+    Kind("bf16 stochastic 8bit clip", BF16, True, 8 + CODES, {**RANDOM, "moments": "8bit"}),
+    Kind("lion bf16 stochastic clip", BF16, True, 12, {**RANDOM, "moments": "bfloat16"}, Lion),
     Kind("sgd fp32 clip", F32, True, 24, {"momentum": 0.9}, SGD),
-]  # fmt: skip
+]
 COUNT = {"cpu": 50_000_000, "cuda": 1_000_000_000}
 
 
@@ -171,5 +172,3 @@ def test_optimizer_step(compare, device, kind):
         ours="fasttrain",
         baseline="torch fused",
     )
-
-

@@ -376,16 +376,26 @@ void step(const StepChunk& chunk, double (*power)(double, double)) {
   }
 }
 
+double as_double(float value) { return value; }
+double as_double(BFloat16 value) { return as_value(static_cast<uint32_t>(value.bits) << 16); }
+
 // Sums of 1024 squares in float, of those in double: the error is that of 32 additions a lane.
+// Squares beyond float, of values beyond 1.8e19, are formed anew in double.
 template <class T>
 double squares(const T* values, int64_t count) {
   double sum = 0.0;
   for (int64_t begin = 0; begin < count; begin += 1024) {
     const int64_t width = count - begin < 1024 ? count - begin : 1024;
-    sum += sum_over<float>(width, [&](int64_t i, auto lanes) {
+    double part = sum_over<float>(width, [&](int64_t i, auto lanes) {
       const VecF32 value = load(values + begin + i, lanes);
       return value * value;
     });
+    if (part > 3e38) {
+      part = 0.0;
+      for (int64_t i = begin; i < begin + width; ++i)
+        part += as_double(values[i]) * as_double(values[i]);
+    }
+    sum += part;
   }
   return sum;
 }

@@ -11,18 +11,18 @@ from typing import TYPE_CHECKING, Any
 
 from fasttrain_kernels.dispatch import choose
 from fasttrain_kernels.selection import Choice
-from fasttrain_kernels.settings import PREFER
 from torch import nn
 
+from fasttrain.callbacks.optimizer_sites import optimizer_searches
 from fasttrain.callbacks.site_rules import AUTO, SiteRules
 from fasttrain.config.errors import Problem, UserError
 from fasttrain.config.kernel_rules import backends_of
 from fasttrain.config.schema.callback import KernelSelectionConfig
-from fasttrain.config.schema.kernels import KernelsConfig
+from fasttrain.config.schema.kernels import OPTIMIZER_OPS, KernelsConfig
 from fasttrain.core.batch import BatchProfile
 from fasttrain.core.events import Callback
 from fasttrain.core.interfaces import LanguageModel
-from fasttrain.core.kernel_plan import EAGER, KernelPlan, KernelRow, KernelSite
+from fasttrain.core.kernel_plan import EAGER, PREFER, KernelPlan, KernelRow, KernelSite
 from fasttrain.model.transforms.sites.search import SEARCHES, Search
 from fasttrain.model.transforms.sites.site import NotASite, Site
 from fasttrain.runtime.files import write_atomically
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from fasttrain.core.run import Run
 
 FILE = "kernels.json"
-OPS = tuple(search.op for search in SEARCHES)
+OPS = (*(search.op for search in SEARCHES), *OPTIMIZER_OPS)
 
 Before = Mapping[tuple[str, str], str]  # (op, path) -> backend
 
@@ -87,7 +87,7 @@ class KernelSelection(Callback):
         """
         plan, rules = decided or KernelPlan(), SiteRules(config)
         taken = {(site.op, site.path) for site in plan.sites}
-        for search in SEARCHES:
+        for search in (*SEARCHES, *optimizer_searches(profile)):
             sites, others = search.find(model)
             _refuse_absence(search, getattr(config, search.op), sites, others)
             chosen: dict[Any, Choice] = {}  # layers are alike
@@ -125,8 +125,7 @@ class KernelSelection(Callback):
                 providers=_providers(config),
                 lengths=_full_batch(profile),
                 device=profile.device,
-                dtype=profile.dtype,
-                **site.facts(profile),
+                **{"dtype": profile.dtype, **site.facts(profile)},
             )
         except ValueError as error:  # UnsupportedKernel, or settings that contradict each other
             raise UserError(Problem(key=f"kernels.{site.op}", what=f"{error}.")) from error
@@ -200,6 +199,8 @@ def _rows_without_site(
 ) -> list[KernelRow]:
     """A row for each reason why a module that looks like a site is left alone; one where the model
     has nothing of the kind."""
+    if search.op in OPTIMIZER_OPS:  # the step is its library's own
+        return []
     if not sites and not others:
         return [KernelRow(search.op, 0, 0, EAGER, f"the model has no {search.what}")]
     paths: dict[str, list[str]] = defaultdict(list)

@@ -87,7 +87,7 @@ class Samples(Callback):
     def _write(self, run: Run) -> None:
         if run.step == self.latest_step:
             return
-        with undisturbed(run.model):
+        with run.engine.evaluation_weights(), undisturbed(run.model):
             self.latest = run.model.generate(
                 [prompt for prompt, _ in self.prompts],
                 tokenizer=run.tokenizer,

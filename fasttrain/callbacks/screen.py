@@ -14,13 +14,15 @@ from torch import nn
 from fasttrain.callbacks.human import count, plural, shorten
 from fasttrain.core.data_report import DataReport, DecodedSample, SourceReport
 from fasttrain.core.interfaces import LanguageModel
-from fasttrain.core.kernel_plan import EAGER, KernelPlan, KernelRow
+from fasttrain.core.kernel_plan import EAGER, OPTIMIZER, KernelPlan, KernelRow
 from fasttrain.runtime.log import escape_controls
 
 LABEL_WIDTH = 11
 MAX_SOURCES = 4
+MAX_GROUPS = 12  # of parameters; layer_decay makes two for each layer
 MAX_PIECES = 6
 PIECE_WIDTH = 150
+NAME_WIDTH = 60  # of a parameter group, which holds globs
 REASON_WIDTH = 100
 
 
@@ -121,21 +123,32 @@ def parameter_counts(model: nn.Module) -> tuple[int, int]:
 
 
 def optimizer_section(optimizer: Any) -> list[Text]:
-    """A line for each parameter group."""
+    """A line for each parameter group; the first one's learning rate is the logged one."""
     lines = [
         f"{type(optimizer).__name__} · {_group_line(group, number)}"
-        for number, group in enumerate(optimizer.param_groups)
+        for number, group in enumerate(optimizer.param_groups[:MAX_GROUPS])
     ]
+    if rest := optimizer.param_groups[MAX_GROUPS:]:
+        parameters = sum(p.numel() for group in rest for p in group["params"])
+        rates = sorted(_peak(group) for group in rest)
+        lines.append(
+            f"and {plural(len(rest), 'more group')}: {count(parameters)} parameters · "
+            f"peak lr {rates[0]:g} to {rates[-1]:g}"
+        )
     return section("optimizer", lines)
+
+
+def _peak(group: dict[str, Any]) -> float:
+    return float(group.get("initial_lr", group["lr"]))
 
 
 def _group_line(group: dict[str, Any], number: int) -> str:
     parameters = group["params"]
     size = count(sum(parameter.numel() for parameter in parameters))
     return (
-        f"{group.get('name', f'group {number}')}: {size} parameters in "
+        f"{shorten(group.get('name', f'group {number}'), NAME_WIDTH)}: {size} parameters in "
         f"{plural(len(parameters), 'tensor')} · weight decay {group.get('weight_decay', 0):g} · "
-        f"peak lr {group.get('initial_lr', group['lr']):g}"
+        f"peak lr {_peak(group):g}"
     )
 
 
@@ -159,7 +172,9 @@ NOT_IN_GENERATION = ("packed_attention", "linear_cross_entropy")
 
 def _other_paths(plan: KernelPlan) -> list[str]:
     """What evaluation and generation run on."""
-    served = dict.fromkeys(site.op for site in plan.sites if site.backend != EAGER)
+    served = dict.fromkeys(
+        site.op for site in plan.sites if site.backend != EAGER and site.path != OPTIMIZER
+    )
     kept = ", ".join(op for op in served if op not in NOT_IN_GENERATION) or "no kernel"
     if not served:
         return ["evaluation and generation: the model as its authors wrote it, too"]

@@ -29,6 +29,10 @@ class HuggingFaceCheckpoint(Checkpoint):
 
     def save(self, run: Run) -> Path:
         """Write the model; an export that is there already stays until the new one is whole."""
+        with run.engine.evaluation_weights():
+            return self._save(run)
+
+    def _save(self, run: Run) -> Path:
         refuse_nonfinite(piece for piece in run.engine.state_slices() if piece.kind == "model")
         target = run.directory / "model"
 

@@ -82,7 +82,7 @@ def explain_kernels(file: str, overrides: Sequence[str], *, sites: bool) -> None
 def profile(config: TrainConfig, model_max_length: int | None) -> BatchProfile:
     """The batches that a run of this config would see on this machine, as far as they are known."""
     from fasttrain.core.batch import BatchProfile
-    from fasttrain.core.build import build_engine
+    from fasttrain.core.build import build_engine, optimizer_factory
 
     engine = build_engine(config)
     length = config.data.max_length or min(model_max_length or 8192, 8192)
@@ -91,6 +91,7 @@ def profile(config: TrainConfig, model_max_length: int | None) -> BatchProfile:
         dtype=engine.precision.activations,
         tokens=config.micro_batch_size * length,
         document_lengths=(),
+        optimizer=optimizer_factory(config).kernel_facts(engine.precision),
     )
 
 

@@ -13,6 +13,13 @@ from fasttrain.components import TRANSFORM_ORDER
 from fasttrain.config.data_rules import check_held_out, check_sources
 from fasttrain.config.errors import Problem
 from fasttrain.config.kernel_rules import check_kernels
+from fasttrain.config.optimizer_rules import (
+    check_gradient_release,
+    check_package,
+    check_parameter_rules,
+    check_resumable,
+    schedule_notes,
+)
 from fasttrain.config.path_rules import (
     check_kill_file,
     check_model_directory,
@@ -201,6 +208,13 @@ RULES: tuple[Rule, ...] = (
     Rule(check_model_directory, ("model",)),
     Rule(check_referenced_paths, ("model", "tokenizer")),
     Rule(check_kernels, ("kernels",)),
+    Rule(check_parameter_rules, ("optimizer.rules",)),
+    Rule(
+        check_gradient_release,
+        ("optimizer", "max_grad_norm", "gradient_accumulation_steps", "global_batch_size"),
+    ),
+    Rule(check_package, ("optimizer",)),
+    Rule(check_resumable, ("optimizer", "checkpoint")),
     Rule(check_kill_file, ("kill_file", "output_dir")),
     Rule(check_resume, ("resume",)),
 )
@@ -217,4 +231,5 @@ def notes(config: TrainConfig) -> list[str]:
         found.append(f"{both} are both given: whichever ends first")
     if isinstance(config.model, HuggingFaceModelConfig) and config.model.trust_remote_code:
         found.append("Python code that comes with the model is run: model.trust_remote_code")
+    found += schedule_notes(config)
     return found

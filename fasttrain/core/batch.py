@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -107,3 +107,5 @@ class BatchProfile:
     tokens: int  # of a full micro-batch
     document_lengths: tuple[int, ...]  # a sample, for histograms
     supervised_tokens: int = 0  # of those, on average; 0: not known
+    # Ops that the optimizer's step is made of, with the facts that their kernels are chosen by.
+    optimizer: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)

@@ -33,6 +33,7 @@ from fasttrain.core.interfaces import (
     LanguageModel,
     LoadedData,
     ModelFactory,
+    OptimizerFactory,
     PreparedData,
     ResumableCheckpoint,
     SchedulerFactory,
@@ -40,6 +41,7 @@ from fasttrain.core.interfaces import (
 from fasttrain.core.kernel_plan import KernelPlan
 from fasttrain.core.metrics_file import cut_metrics
 from fasttrain.core.parameter_groups import parameter_groups
+from fasttrain.core.parameter_names import freeze
 from fasttrain.core.plan import plan_batches, plan_horizon
 from fasttrain.core.run import Run
 from fasttrain.core.run_directory import RunDirectory, open_run_directory
@@ -141,9 +143,10 @@ def build_engine(config: TrainConfig) -> Engine:
             )
         )
     name = "local" if section.type == "auto" else section.type
-    engine: Engine = ENGINES.component(name)(
-        section, precision=choose_precision(config.precision, device), device=device
+    precision = choose_precision(
+        config.precision, device, optimizer_keeps_masters=optimizer_factory(config).keeps_masters
     )
+    engine: Engine = ENGINES.component(name)(section, precision=precision, device=device)
     return engine
 
 
@@ -245,6 +248,7 @@ def _create_model(run: Run) -> LanguageModel:
             run.kernels = select_kernels(run, model)
         transform = TRANSFORMS.component(section.type)(section)
         model = transform.apply(model, plan=run.kernels or KernelPlan())
+    freeze(model, config.model.freeze)
     return model
 
 
@@ -265,6 +269,7 @@ def select_kernels(run: Run, model: LanguageModel) -> KernelPlan:
         tokens=tokens,
         document_lengths=run.data.profile_lengths,
         supervised_tokens=tokens * report.supervised_tokens // max(report.tokens, 1),
+        optimizer=optimizer_factory(run.config).kernel_facts(run.engine.precision),
     )
     plan: KernelPlan = run.hooks.call(
         "select_kernels", lambda model, profile: KernelPlan(), model, profile
@@ -277,12 +282,8 @@ def select_kernels(run: Run, model: LanguageModel) -> KernelPlan:
 def build_optimizer(run: Run) -> None:
     """Optimizer and schedule; the engine takes model and optimizer under control."""
     config = run.config
-    groups = parameter_groups(
-        run.model,
-        learning_rate=config.optimizer.learning_rate,
-        weight_decay=config.optimizer.weight_decay,
-    )
-    factory = OPTIMIZERS.component(config.optimizer.type)(config.optimizer)
+    groups = parameter_groups(run.model, config.optimizer, head=run.model.output_weight())
+    factory = optimizer_factory(config)
     run.optimizer = run.hooks.call(
         "create_optimizer",
         lambda: factory.build(groups, plan=run.kernels, precision=run.engine.precision),
@@ -324,6 +325,12 @@ def engine_notes(engine: Engine) -> list[tuple[str, str]]:
         ("engine", f"{type(engine).Config.model_fields['type'].default} on {where}"),
         ("precision", f"{engine.precision.name} ({engine.precision.reason})"),
     ]
+
+
+def optimizer_factory(config: TrainConfig) -> OptimizerFactory:
+    """What makes the optimizer."""
+    factory: OptimizerFactory = OPTIMIZERS.component(config.optimizer.type)(config.optimizer)
+    return factory
 
 
 def _model_factory(config: TrainConfig) -> ModelFactory:

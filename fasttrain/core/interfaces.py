@@ -6,11 +6,20 @@ Shapes: T tokens of a batch, S supervised ones among them, V tokens of the vocab
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Generator, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeVar
+from typing import (
+    TYPE_CHECKING,
+    Any,
+    ClassVar,
+    Literal,
+    Protocol,
+    TypeVar,
+    get_args,
+    runtime_checkable,
+)
 
 import torch
 from torch import Tensor, nn
@@ -171,6 +180,10 @@ class LanguageModel(nn.Module, ABC):
     longest_document: int | None = None
     """Tokens of the longest document it can take; None where there is no such limit."""
 
+    def output_weight(self) -> nn.Parameter | None:
+        """(V, H) of the output layer, tied or not; None where the model doesn't say."""
+        return None
+
     @abstractmethod
     def token_losses(self, batch: Batch, *, reduction: Literal["sum", "none"] = "sum") -> Tensor:
         """Cross-entropy in nats of the supervised tokens: their sum () or each (S,), fp32."""
@@ -235,11 +248,23 @@ class Transform(ABC):
 # --- optimizer and schedule -----------------------------------------------------------------------
 
 
+Role = Literal["matrices", "head", "embeddings", "vectors"]
+ROLES: tuple[Role, ...] = get_args(Role)
+DECAYED_ROLES: tuple[Role, ...] = ("matrices", "head")
+
+
 @dataclass(frozen=True)
 class ParameterGroup:
-    """Parameters that are stepped alike."""
+    """Parameters that are stepped alike.
+
+    `role` says what they are. `matrices`: two dimensions or more, where all but the last two count
+    matrices, as with experts; `head`: the output layer's weight, where it isn't tied;
+    `embeddings`: of tokens, learnt positions and the like, a tied head among them; `vectors`:
+    norms, biases and whatever has fewer than two dimensions. The last two never decay.
+    """
 
     name: str
+    role: Role
     names: tuple[str, ...]
     parameters: tuple[nn.Parameter, ...]
     weight_decay: float
@@ -250,15 +275,33 @@ class OptimizerFactory(ABC):
     """Makes the optimizer."""
 
     Config: ClassVar[type[ComponentSection]]
+    keeps_masters: ClassVar[bool] = False
+    """Whether it keeps fp32 masters of 16-bit parameters where `precision.masters` says so."""
 
     def __init__(self, config: Any) -> None:
         self.config = config
+
+    def kernel_facts(self, precision: Precision) -> Mapping[str, Mapping[str, Any]]:
+        """The ops that its step is made of, with what their kernels are chosen by; none where the
+        step is a library's own."""
+        return {}
 
     @abstractmethod
     def build(
         self, groups: list[ParameterGroup], *, plan: KernelPlan, precision: Precision
     ) -> torch.optim.Optimizer:
-        """An optimizer whose state per parameter is tensors of its shape, or 0-dim, by name."""
+        """An optimizer whose state per parameter is tensors and numbers, by name."""
+
+
+@runtime_checkable
+class ClippingOptimizer(Protocol):
+    """An optimizer that measures and clips gradients itself, and skips on the device."""
+
+    max_grad_norm: float | None
+    found_inf: Tensor | None
+
+    def measure(self) -> Tensor:
+        """The norm of all gradients, () fp32, by which the next step clips and skips."""
 
 
 class SchedulerFactory(ABC):
@@ -358,6 +401,20 @@ class Engine(ABC):
     @abstractmethod
     def gathered(self, parameters: Iterable[nn.Parameter]) -> AbstractContextManager[None]:
         """Whole parameters are at hand inside this context."""
+
+    @abstractmethod
+    def evaluation_weights(self) -> AbstractContextManager[None]:
+        """Inside, the weights are those that the model is meant to be used with: the average of an
+        optimizer that keeps one. Afterwards they have the bits of before. It may be entered twice.
+        """
+
+    @abstractmethod
+    def optimizer_numbers(self) -> dict[str, Any]:
+        """What the optimizer's state holds beside tensors and learning rates, as JSON."""
+
+    @abstractmethod
+    def load_optimizer_numbers(self, saved: dict[str, Any]) -> None:
+        """The inverse; ValueError where it doesn't fit the optimizer."""
 
     @abstractmethod
     def state_slices(self) -> Iterator[NamedSlice]:

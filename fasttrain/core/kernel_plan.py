@@ -6,7 +6,9 @@ from collections import defaultdict
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 
-EAGER = "eager"
+AUTO, EAGER = "auto", "eager"
+PREFER = "auto:"  # before a backend's name: that one first, another where it fails
+OPTIMIZER = "optimizer"  # the path of what is no module: the ops of the optimizer's step
 WRAPPER = "causal_lm."  # what stands before a module's own name in a model of ours
 
 
@@ -23,6 +25,11 @@ class KernelSite:
     milliseconds: float | None = None  # forward and backward, on the run's sizes
     eager_milliseconds: float | None = None  # the same of the model's own code
     fixed: bool = False  # nothing else may take over where it fails
+
+    @property
+    def requested(self) -> str:
+        """What whoever calls the op asks of it."""
+        return self.backend if self.fixed or self.backend == EAGER else PREFER + self.backend
 
     def matches(self, pattern: str) -> bool:
         """Whether a glob such as `model.layers.0.*` fits its name. `*` crosses dots."""
@@ -68,6 +75,11 @@ class KernelPlan:
         rows += self.others
         order = list(dict.fromkeys((*self.ops, *(row.op for row in rows))))
         return tuple(sorted(rows, key=lambda row: order.index(row.op)))
+
+    def of_optimizer(self, op: str) -> str:
+        """What the optimizer asks of one of its ops: "auto" where nobody has chosen."""
+        sites = (site for site in self.sites if site.op == op and site.path == OPTIMIZER)
+        return next((site.requested for site in sites), AUTO)
 
     def leaving(self, op: str, pattern: str, reason: str) -> KernelPlan:
         """The plan with the sites of `op` whose names fit the glob left as the model has them.

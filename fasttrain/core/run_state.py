@@ -9,6 +9,7 @@ from collections import Counter
 from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any
 
+from torch import Tensor
 from torch.optim.lr_scheduler import LambdaLR
 
 from fasttrain.config.errors import Problem, UserError
@@ -45,9 +46,10 @@ def state_dict(run: Run) -> dict[str, Any]:
         "finished": run.finished,
         "stop_reason": run.stop_reason if run.stop_finishes else None,
         "schedule": {
-            "state": run.scheduler.state_dict(),
+            "state": _plain(run.scheduler.state_dict()),
             "learning_rates": [float(group["lr"]) for group in run.optimizer.param_groups],
         },
+        "optimizer": run.engine.optimizer_numbers(),
         "callbacks": [
             {"name": name, "state": callback.state_dict()}
             for name, callback in _named_callbacks(run)
@@ -86,12 +88,22 @@ def load_state_dict(run: Run, state: dict[str, Any]) -> None:
     # A field that came later is absent from older states, and at its default is what it was then.
     run.interval = replace(run.interval, **state["interval"])
     _load_schedule(run, state["schedule"])
+    if "optimizer" in state:
+        _load_optimizer(run, state["optimizer"])
     saved = {entry["name"]: entry["state"] for entry in state["callbacks"]}
     for name, callback in _named_callbacks(run):
         if name in saved:
             callback.load_state_dict(saved[name])
     if state["run_id"] == run.run_id and state["stop_reason"] is not None:
         run.stop(state["stop_reason"], finished=True)
+
+
+def _load_optimizer(run: Run, saved: dict[str, Any]) -> None:
+    try:
+        run.engine.load_optimizer_numbers(saved)
+    except ValueError as error:
+        hint = "Go on with the optimizer's settings, and the frozen parameters, of before."
+        raise UserError(Problem(where="state.json", what=f"{error}.", hint=hint)) from error
 
 
 def _load_schedule(run: Run, saved: dict[str, Any]) -> None:
@@ -109,11 +121,24 @@ def _load_schedule(run: Run, saved: dict[str, Any]) -> None:
             for peak, factor in zip(peaks, scheduler.lr_lambdas, strict=True)
         ]
         scheduler._last_lr = rates
+    if len(rates) != len(groups):
+        what = f"the schedule was saved for {len(rates)} parameter groups, the run has "
+        hint = "Go on with the optimizer's rules and the frozen parameters of before."
+        raise UserError(Problem(where="state.json", what=f"{what}{len(groups)}.", hint=hint))
     for group, rate in zip(groups, rates, strict=True):
         if isinstance(group["lr"], float):
             group["lr"] = rate
         else:
             group["lr"].fill_(rate)
+
+
+def _plain(value: Any) -> Any:
+    """Learning rates that an optimizer keeps as tensors, as numbers."""
+    if isinstance(value, dict):
+        return {key: _plain(part) for key, part in value.items()}
+    if isinstance(value, list):
+        return [_plain(part) for part in value]
+    return value.item() if isinstance(value, Tensor) else value
 
 
 def _named_callbacks(run: Run) -> list[tuple[str, Any]]:

@@ -89,7 +89,8 @@ class Trainer(ABC):
         """The held-out loss, weighted by tokens."""
         run = self.run
         with self.meter.paused():
-            record: EvaluationRecord = run.hooks.call("evaluate", self._evaluate)
+            with run.engine.evaluation_weights():
+                record: EvaluationRecord = run.hooks.call("evaluate", self._evaluate)
             run.evaluation_requested = False
             run.eval_loss, run.eval_step = record.loss, record.step
             if record.is_best:

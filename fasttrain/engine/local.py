@@ -14,7 +14,16 @@ from fasttrain.config.errors import Problem, UserError
 from fasttrain.config.schema.engine import LocalEngineConfig
 from fasttrain.core.batch import Batch, LossFunction, LossSum, StepResult
 from fasttrain.core.events import Hooks
-from fasttrain.core.interfaces import Engine, LanguageModel, NamedSlice, Topology
+from fasttrain.core.interfaces import (
+    ClippingOptimizer,
+    Engine,
+    LanguageModel,
+    NamedSlice,
+    Topology,
+)
+from fasttrain.engine.averaged_weights import averaged_weights, averages
+from fasttrain.engine.gradient_sums import GradientSums
+from fasttrain.engine.optimizer_numbers import OptimizerNumbers
 from fasttrain.runtime.precision import Precision
 
 T = TypeVar("T")
@@ -32,6 +41,9 @@ class LocalEngine(Engine):
         self._optimizer: torch.optim.Optimizer | None = None
         self._max_grad_norm = 0.0
         self._hooks = Hooks()
+        self._numbers: OptimizerNumbers | None = None
+        self._shows_average = False
+        self._sums: GradientSums | None = None
 
     def model_init_context(self) -> AbstractContextManager[None]:
         return nullcontext()
@@ -48,6 +60,10 @@ class LocalEngine(Engine):
         self._optimizer = optimizer
         self._max_grad_norm = max_grad_norm
         self._hooks = hooks
+        self._numbers = OptimizerNumbers(model, optimizer)
+        if isinstance(optimizer, ClippingOptimizer):
+            optimizer.max_grad_norm = max_grad_norm or None
+        self._sums = GradientSums(model) if self.precision.masters else None
 
     @property
     def model(self) -> LanguageModel:
@@ -67,6 +83,8 @@ class LocalEngine(Engine):
         self.model.train()
         loss_sum = torch.zeros((), dtype=torch.float32, device=self.device)
         extras: dict[str, Tensor] = {}
+        if self._sums is not None:
+            self._sums.begin(len(micro_batches))
         for batch in micro_batches:
             part = self._forward(batch.to(self.device), loss)
             # One division by the whole step's count, so that the split into micro-batches is free.
@@ -78,6 +96,8 @@ class LocalEngine(Engine):
         skipped = ~(torch.isfinite(grad_norm) & torch.isfinite(loss_sum))
         self._hooks.call("optimizer_step", self._optimizer_step, skipped)
         self.optimizer.zero_grad(set_to_none=True)
+        if self._sums is not None:
+            self._sums.end()
         return StepResult(
             loss_sum=loss_sum,
             num_supervised=num_supervised,
@@ -132,6 +152,9 @@ class LocalEngine(Engine):
             loss.backward()
 
     def _clip(self) -> Tensor:
+        """The norm of all gradients; they are clipped, or will be by the step."""
+        if isinstance(self.optimizer, ClippingOptimizer):
+            return self.optimizer.measure().to(self.device)
         parameters = [p for p in self.model.parameters() if p.grad is not None]
         if not parameters:
             return torch.zeros((), device=self.device)
@@ -146,6 +169,7 @@ class LocalEngine(Engine):
             self.optimizer.grad_scale = None  # type: ignore[attr-defined]
             self.optimizer.found_inf = skip.to(torch.float32)  # type: ignore[attr-defined]
             self.optimizer.step()
+            self.optimizer.found_inf = None  # type: ignore[attr-defined]
         elif not skip.item():
             self.optimizer.step()
 
@@ -160,12 +184,33 @@ class LocalEngine(Engine):
     def gathered(self, parameters: Iterable[nn.Parameter]) -> AbstractContextManager[None]:
         return nullcontext()
 
+    @contextmanager
+    def evaluation_weights(self) -> Iterator[None]:
+        if self._shows_average or not averages(self.optimizer):
+            yield
+            return
+        self._shows_average = True
+        try:
+            with averaged_weights(self.optimizer):
+                yield
+        finally:
+            self._shows_average = False
+
+    def optimizer_numbers(self) -> dict[str, Any]:
+        assert self._numbers is not None, "optimizer_numbers before attach"
+        return self._numbers.state_dict()
+
+    def load_optimizer_numbers(self, saved: dict[str, Any]) -> None:
+        assert self._numbers is not None, "load_optimizer_numbers before attach"
+        self._numbers.load_state_dict(saved)
+
     def state_slices(self) -> Iterator[NamedSlice]:
         for name, tensor in self._trained_tensors().items():
             yield NamedSlice("model", name, tensor.detach(), tuple(tensor.shape))
         for name, parameter in self.model.named_parameters():
             for key, value in self.optimizer.state.get(parameter, {}).items():
-                yield NamedSlice("optimizer", f"{name}/{key}", value, tuple(value.shape))
+                if isinstance(value, Tensor):  # others: optimizer_numbers
+                    yield NamedSlice("optimizer", f"{name}/{key}", value, tuple(value.shape))
 
     def load_slices(self, slices: Iterable[NamedSlice]) -> None:
         by_kind: dict[str, dict[str, Tensor]] = {"model": {}, "optimizer": {}}

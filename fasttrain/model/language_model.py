@@ -68,6 +68,10 @@ class HFLanguageModel(LanguageModel):
         self._rope_limit = rope_limit(causal_lm.config.get_text_config())
         self.longest_document = learnt_positions(causal_lm)
 
+    def output_weight(self) -> nn.Parameter | None:
+        weight = self.head.weight
+        return weight if isinstance(weight, nn.Parameter) else None
+
     # --- training --------------------------------------------------------------------------------
 
     def token_losses(self, batch: Batch, *, reduction: Literal["sum", "none"] = "sum") -> Tensor:

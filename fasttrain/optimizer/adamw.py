@@ -1,54 +1,19 @@
-"""AdamW (arXiv 1711.05101) by torch."""
+"""AdamW (arXiv 1711.05101)."""
 
 from __future__ import annotations
 
-import torch
+from typing import Any
+
+from fasttrain_kernels.optim import AdamW, OnePassOptimizer
 
 from fasttrain.config.schema.optimizer import AdamWConfig
-from fasttrain.core.interfaces import OptimizerFactory, ParameterGroup
-from fasttrain.core.kernel_plan import KernelPlan
-from fasttrain.runtime.precision import Precision
-
-# Devices that torch's fused step runs on and that we train on.
-_FUSED_DEVICES = ("cpu", "cuda")
+from fasttrain.optimizer.one_pass import OnePassFactory
 
 
-class AdamWFactory(OptimizerFactory):
-    """torch.optim.AdamW: the fused step where torch has one, else the one by lists of tensors.
-
-    State per parameter: `exp_avg` and `exp_avg_sq` in the parameter's shape and dtype, `step` ()
-    fp32. On two CPU cores and 50 million parameters the fused step took 67 ms, by lists 288 ms.
-    """
+class AdamWFactory(OnePassFactory):
+    """Moments: `exp_avg` and `exp_avg_sq`."""
 
     Config = AdamWConfig
 
-    def build(
-        self, groups: list[ParameterGroup], *, plan: KernelPlan, precision: Precision
-    ) -> torch.optim.Optimizer:
-        fused = refuses_fused(groups) is None
-        return torch.optim.AdamW(
-            [
-                {
-                    "name": group.name,
-                    "params": list(zip(group.names, group.parameters, strict=True)),
-                    "lr": group.learning_rate,
-                    "weight_decay": group.weight_decay,
-                }
-                for group in groups
-            ],
-            betas=self.config.betas,
-            eps=self.config.eps,
-            fused=fused,
-            foreach=not fused,
-        )
-
-
-def refuses_fused(groups: list[ParameterGroup]) -> str | None:
-    """Why torch's fused step can't serve these parameters; None where it can."""
-    for group in groups:
-        for name, parameter in zip(group.names, group.parameters, strict=True):
-            if parameter.device.type not in _FUSED_DEVICES:
-                return f"{name} is on {parameter.device.type}, which has no fused step"
-            if not parameter.is_floating_point():
-                return f"{name} is {parameter.dtype}, which has no fused step"
-    return None
+    def make(self, groups: list[dict[str, Any]], **options: Any) -> OnePassOptimizer:
+        return AdamW(groups, betas=self.config.betas, eps=self.config.eps, **options)

@@ -18,6 +18,7 @@ class Precision:
     parameters: torch.dtype
     autocast: torch.dtype | None
     reason: str
+    masters: bool = False  # whether the optimizer keeps fp32 copies of 16-bit parameters
 
     @property
     def activations(self) -> torch.dtype:
@@ -25,23 +26,32 @@ class Precision:
 
 
 def choose_precision(
-    requested: Literal["auto", "fp32", "bf16-mixed", "bf16"], device: torch.device
+    requested: Literal["auto", "fp32", "bf16-mixed", "bf16"],
+    device: torch.device,
+    *,
+    optimizer_keeps_masters: bool = False,
 ) -> Precision:
     """Resolve `precision:` for a device.
 
     `auto` is bf16-mixed where the GPU has bf16 and fp32 elsewhere: on a CPU without bf16 matrix
-    instructions a bf16 matmul takes 2 to 4.5 times as long as an fp32 one.
+    instructions a bf16 matmul takes 2 to 4.5 times as long as an fp32 one. fp32 weights have one
+    owner: with bf16-mixed the optimizer, where it can keep them, else the model.
     """
     if requested != "auto":
-        return _named(requested, "asked for")
+        return _named(requested, "asked for", optimizer_keeps_masters)
     if device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False):
-        return _named("bf16-mixed", "auto: the GPU has bf16; the weights stay fp32")
-    if device.type == "cuda":
-        return _named("fp32", "auto: the GPU has no bf16")
-    return _named("fp32", "auto: on a CPU")
+        return _named("bf16-mixed", "auto: the GPU has bf16", optimizer_keeps_masters)
+    why = "the GPU has no bf16" if device.type == "cuda" else "on a CPU"
+    return _named("fp32", f"auto: {why}", optimizer_keeps_masters)
 
 
-def _named(name: PrecisionName, reason: str) -> Precision:
-    parameters = torch.bfloat16 if name == "bf16" else torch.float32
-    autocast = torch.bfloat16 if name == "bf16-mixed" else None
-    return Precision(name=name, parameters=parameters, autocast=autocast, reason=reason)
+def _named(name: PrecisionName, reason: str, keeps_masters: bool) -> Precision:
+    if name == "fp32":
+        return Precision(name, torch.float32, None, reason)
+    if name == "bf16":
+        return Precision(name, torch.bfloat16, None, reason)
+    if keeps_masters:
+        reason += "; weights in bf16, their fp32 masters in the optimizer"
+        return Precision(name, torch.bfloat16, torch.bfloat16, reason, masters=True)
+    reason += "; weights in fp32, of which this optimizer keeps no masters"
+    return Precision(name, torch.float32, torch.bfloat16, reason)

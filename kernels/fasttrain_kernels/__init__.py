@@ -5,8 +5,8 @@
 
 Each op has several backends (C++ for CPUs, Triton for GPUs, and plain PyTorch, the reference); the
 best one that can serve is taken. `explain()` says which and why, `use()` says otherwise, `check()`
-compares them on this device. `fasttrain_kernels.optim` has optimizers. `python -m fasttrain_kernels` prints the table. Importing this loads
-neither Triton nor the native libraries.
+compares them on this device. `python -m fasttrain_kernels` prints the table. Importing this loads
+neither Triton nor the native libraries. Optimizers are in `fasttrain_kernels.optim`.
 """
 
 from fasttrain_kernels.check import Checked, check
@@ -19,6 +19,7 @@ from fasttrain_kernels.ops.geglu.op import geglu
 from fasttrain_kernels.ops.grad_norm.op import grad_norm
 from fasttrain_kernels.ops.linear_cross_entropy.op import linear_cross_entropy
 from fasttrain_kernels.ops.linear_log_probs.op import linear_log_probs
+from fasttrain_kernels.ops.newton_schulz.op import newton_schulz
 from fasttrain_kernels.ops.optimizer_step.op import optimizer_step
 from fasttrain_kernels.ops.packed_attention.op import packed_attention
 from fasttrain_kernels.ops.rms_norm.op import rms_norm
@@ -45,6 +46,7 @@ __all__ = [
     "grad_norm",
     "linear_cross_entropy",
     "linear_log_probs",
+    "newton_schulz",
     "optimizer_step",
     "packed_attention",
     "quarantine",

@@ -137,21 +137,23 @@ def _stored(slot: Slot, work: Step) -> list[Tensor]:
     values = [param]
     if work.rounding == "master" and slot.beside is not None:
         values.append(slot.beside.double())
-    moments = reference._moments(slot, work.moments)
+    moments = reference.moments_of(slot, work.moments)
     return values + [moment.double() for moment in moments if moment is not None]
 
 
 def _expected(slot: Slot, work: Step) -> list[Expected]:
     """Exact values of what _stored will give."""
-    compute = ROUNDINGS * ROUNDOFF[torch.float64 if slot.param.dtype == torch.float64 else torch.float32]
+    compute = (
+        ROUNDINGS * ROUNDOFF[torch.float64 if slot.param.dtype == torch.float64 else torch.float32]
+    )
     numbers = Numbers(*work.numbers[slot.group].tolist())
     values = [value.cpu() for value in _stored(slot, work)]
     lacking = torch.zeros(()) if slot.beside is None else slot.beside.double().cpu()
     param = values[1] if work.rounding == "master" else slot.param.double().cpu()
     moments = values[-2 if slot.second is not None else -1 :] if slot.first is not None else []
     first, second = (*moments, None, None)[:2]
-    grad = slot.grad.double().cpu() * reference._factor(work, numbers, torch.float64).cpu()
-    rule = reference._RULES[work.algorithm]
+    grad = slot.grad.double().cpu() * reference.factor_of(work, numbers, torch.float64).cpu()
+    rule = reference.RULES[work.algorithm]
     moved = rule(param, grad, first, second, numbers, slot.step.double().cpu() + 1)
 
     # How large the terms are, of which each rounding is a share.
@@ -183,11 +185,12 @@ def _expected(slot: Slot, work: Step) -> list[Expected]:
     expected = [Expected(new, arithmetic + roundings * (param.abs() + new.abs()))]
     if work.rounding == "master":
         expected.append(Expected(new, arithmetic))
-    kept = [(moved.first, error, slot.first_scale, 1 / 8), (moved.second, None, slot.second_scale, 1 / 16)]
-    for value, off, scale, step in kept:
-        if value is not None:
-            off = compute * value.abs() if off is None else off
-            expected.append(Expected(value, off + _rounding_of(value, work.moments, slot, step)))
+    if moved.first is not None:
+        off = error + _rounding_of(moved.first, work.moments, slot, 1 / 8)
+        expected.append(Expected(moved.first, off))
+    if moved.second is not None:
+        off = compute * moved.second.abs() + _rounding_of(moved.second, work.moments, slot, 1 / 16)
+        expected.append(Expected(moved.second, off))
     return expected
 
 

@@ -21,7 +21,8 @@ class Workload:
     """A problem with tensors in it.
 
     call: the op, on a backend by name; plain: what a model does that has no kernel. Both return
-    tensors of which `leaves` get gradients. gradients: of what is returned.
+    tensors of which `leaves` get gradients. gradients: of what is returned; without leaves, tensors
+    that the op is given. By both the memory of a step is judged.
     """
 
     call: Callable[[str], Result]
@@ -31,10 +32,13 @@ class Workload:
 
     @classmethod
     def without_gradients(
-        cls, call: Callable[[str], Any], plain: Callable[[], Any]
+        cls,
+        call: Callable[[str], Any],
+        plain: Callable[[], Any],
+        tensors: Sequence[Tensor] = (),
     ) -> Workload:
-        """Of an op that isn't differentiated."""
-        return cls(call, plain, (), ())
+        """Of an op that isn't differentiated, and is given `tensors`."""
+        return cls(call, plain, (), tensors)
 
     def step(self, backend: str | None) -> None:
         """Forward and backward; None: plain."""

@@ -16,7 +16,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from fasttrain.callbacks.kernel_selection import KernelSelection
 from fasttrain.config.errors import UserError
 from fasttrain.config.kernel_rules import backends_of, ops
-from fasttrain.config.schema.kernels import PROVIDERS, KernelsConfig
+from fasttrain.config.schema.kernels import OPTIMIZER_OPS, PROVIDERS, KernelsConfig
 from fasttrain.core.batch import BatchProfile
 from fasttrain.core.events import Callback, Hooks
 from fasttrain.core.interfaces import Topology
@@ -337,4 +337,4 @@ def test_the_config_names_the_ops_and_backends_that_there_are():
     for op in ops():
         assert set(backends_of(op)) == {"auto", *(c.name for c in find(op).candidates)}
     assert set(PROVIDERS) == set(provider_names())
-    assert set(ops()) == set(OPS)
+    assert set(ops()) == {*OPS, *OPTIMIZER_OPS}

@@ -78,16 +78,27 @@ def test_the_model_section_counts_tied_parameters_once_and_names_the_trainable_s
 def test_every_optimizer_group_is_a_line():
     matrix, bias = nn.Parameter(torch.zeros(1000, 50)), nn.Parameter(torch.zeros(50))
     groups = [
-        {"params": [matrix], "name": "decayed", "weight_decay": 0.1},
-        {"params": [bias], "name": "not decayed", "weight_decay": 0.0},
+        {"params": [matrix], "name": "matrices", "weight_decay": 0.1},
+        {"params": [bias], "name": "vectors", "weight_decay": 0.0},
     ]
     text = plain(screen.optimizer_section(torch.optim.AdamW(groups, lr=3e-4)))
     assert text == (
-        "optimizer  AdamW · decayed: 50.0k parameters in 1 tensor · weight decay 0.1 · "
+        "optimizer  AdamW · matrices: 50.0k parameters in 1 tensor · weight decay 0.1 · "
         "peak lr 0.0003\n"
-        "           AdamW · not decayed: 50 parameters in 1 tensor · weight decay 0 · "
+        "           AdamW · vectors: 50 parameters in 1 tensor · weight decay 0 · "
         "peak lr 0.0003"
     )
+
+
+def test_of_many_optimizer_groups_the_rest_is_summed_up():
+    groups = [
+        {"params": [nn.Parameter(torch.zeros(10))], "name": f"matrices · layer {n}", "lr": n / 1000}
+        for n in range(20, 0, -1)
+    ]
+    lines = screen.optimizer_section(torch.optim.SGD(groups))
+    assert len(lines) == screen.MAX_GROUPS + 1
+    assert "matrices · layer 20: 10 parameters" in lines[0].plain
+    assert lines[-1].plain.strip() == "and 8 more groups: 80 parameters · peak lr 0.001 to 0.008"
 
 
 def test_the_kernel_table_has_a_row_for_every_op():

@@ -34,9 +34,9 @@ class RunMaker:
     def __call__(self, *, seed=0, dtype=torch.float32, run_id="run-a", directory=None):
         model = ToyModel(seed=seed).to(dtype)
         precision = choose_precision("fp32", CPU)
-        groups = parameter_groups(model, learning_rate=0.1, weight_decay=0.1)
-        optimizer = AdamWFactory(AdamWConfig()).build(
-            groups, plan=KernelPlan(), precision=precision
+        config = AdamWConfig(learning_rate=0.1, weight_decay=0.1)
+        optimizer = AdamWFactory(config).build(
+            parameter_groups(model, config), plan=KernelPlan(), precision=precision
         )
         engine = LocalEngine(LocalEngineConfig(), precision=precision, device=CPU)
         engine.attach(model, optimizer, max_grad_norm=1.0, hooks=Hooks())

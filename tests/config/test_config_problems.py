@@ -134,7 +134,7 @@ from fasttrain.config.load import load
         ),
         (
             "optimizer: {type: 3}\n",
-            "optimizer.type: no type (got 3). There are: adamw.",
+            "optimizer.type: no type (got 3). There are: adafactor, adamw, bitsandbytes_adamw, lion, schedule_free_adamw, sgd, torchao_adamw.",
         ),
         (
             "type: ppo\n",

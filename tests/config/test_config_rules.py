@@ -44,6 +44,21 @@ ROW = '{"prompt": "a", "completion": "b"}\n'
             "Use 4, or a smaller micro_batch_size.",
         ),
         (
+            "optimizer: {rules: [{match: '*', learning_rate: 1, learning_rate_scale: 0.5}]}\n",
+            "optimizer.rules[0].learning_rate: excludes learning_rate_scale (got 1 and 0.5). "
+            "Keep one.",
+        ),
+        (
+            "optimizer: {rules: [{match: a.*, weight_decay: 0}, {match: [a.*, b.*]}]}\n",
+            "optimizer.rules[1]: changes nothing. Set learning_rate, learning_rate_scale or "
+            "weight_decay, or drop the rule.",
+        ),
+        (
+            "optimizer: {rules: [{match: [], weight_decay: 0}]}\n",
+            "optimizer.rules[0].match: no globs (got an empty list). Name parameters, such as "
+            "`model.layers.0.*`.",
+        ),
+        (
             "callbacks: [samples, samples]\n",
             "callbacks[1]: 'samples' is given twice (first as callbacks[0]). Keep one.",
         ),
@@ -129,6 +144,31 @@ def test_transforms_stand_in_one_order(problems_of, config_of):
     config_of("", ["model.transforms=[lora, activation_checkpoint, compile]"])
 
 
+def test_an_optimizer_of_another_package_needs_it(problems_of, monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    assert problems_of("optimizer: bitsandbytes_adamw\n") == [
+        "sft.yaml:4: optimizer.type: 'bitsandbytes_adamw' needs the package bitsandbytes, "
+        "which is not installed. pip install bitsandbytes, or take another optimizer."
+    ]
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("optimizer: torchao_adamw\n", "it is in tensors of classes of torchao's own."),
+        ("optimizer: {type: bitsandbytes_adamw, paged: true}\n", "with `paged` it is in pages"),
+    ],
+)
+def test_state_that_cannot_be_put_back_is_not_saved(
+    problems_of, config_of, monkeypatch, text, reason
+):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: object())
+    (problem,) = problems_of(f"{text}checkpoint: [huggingface, sharded]\n")
+    assert problem.startswith("sft.yaml:5: checkpoint[1]: 'sharded' can't keep the state of '")
+    assert reason in problem
+    assert config_of(f"{text}checkpoint: [huggingface]\n").notes == ()
+
+
 def test_a_model_from_scratch_needs_a_tokenizer(problems_of):
     base = "model: {type: random}\ndata: [python_stdlib]\n"
     assert problems_of(base=base) == [
@@ -137,7 +177,12 @@ def test_a_model_from_scratch_needs_a_tokenizer(problems_of):
     ]
 
 
-def test_what_is_legal_and_worth_saying(config_of):
+def test_what_is_legal_and_worth_saying(config_of, monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: object())
+    assert config_of("optimizer: schedule_free_adamw\n").notes == (
+        "schedule_free_adamw is made for scheduler.type=constant, and it is cosine",
+    )
+    assert config_of("optimizer: schedule_free_adamw\nscheduler: constant\n").notes == ()
     assert config_of("epochs: 2\nmax_steps: 100\n").notes == (
         "epochs 2 and max_steps 100 are both given: whichever ends first",
     )

@@ -43,10 +43,10 @@ def test_one_gpu_is_used_in_mixed_precision(monkeypatch):
     pretend_gpus(monkeypatch, 1)
     engine = build_engine(config())
     assert engine.device.type == "cuda"
-    assert (engine.precision.parameters, engine.precision.autocast) == (
-        torch.float32,
-        torch.bfloat16,
-    )
+    assert engine.precision.parameters == engine.precision.autocast == torch.bfloat16
+    assert engine.precision.masters
+    precision = build_engine(config(optimizer="adafactor")).precision
+    assert (precision.parameters, precision.autocast) == (torch.float32, torch.bfloat16)
 
 
 def test_a_gpu_that_is_not_there(monkeypatch):

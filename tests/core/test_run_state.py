@@ -10,8 +10,13 @@ import torch
 from torch.optim.lr_scheduler import LambdaLR, OneCycleLR, StepLR
 
 from fasttrain.config.errors import UserError
+from fasttrain.config.schema.engine import LocalEngineConfig
 from fasttrain.core.events import Callback, Hooks
 from fasttrain.core.run import Interval, Run
+from fasttrain.engine.local import LocalEngine
+from fasttrain.runtime.precision import choose_precision
+
+CPU = torch.device("cpu")
 
 
 class Counting(Callback):
@@ -37,6 +42,15 @@ def run_with(tmp_path, *, schedule=None, lr=0.1, callbacks=(), run_id="run-a"):
     run.scheduler = schedule(run.optimizer)
     run.total_steps = 100
     run.data = SimpleNamespace(fingerprint="toy")
+    run.engine = LocalEngine(
+        LocalEngineConfig(), precision=choose_precision("fp32", CPU), device=CPU
+    )
+    run.engine.attach(
+        torch.nn.ParameterList(run.optimizer.param_groups[0]["params"]),
+        run.optimizer,
+        max_grad_norm=0.0,
+        hooks=run.hooks,
+    )
     return run
 
 
@@ -68,7 +82,7 @@ def test_every_counter_comes_back_exactly(tmp_path):
     assert {k: v for k, v in vars(fresh).items() if k not in BLOCKS} == expected
 
 
-BLOCKS = ("hooks", "optimizer", "scheduler", "config")
+BLOCKS = ("engine", "hooks", "optimizer", "scheduler", "config")
 
 
 def test_a_loss_that_is_not_finite_can_be_kept(tmp_path):

@@ -74,6 +74,8 @@ PARTS = {
     "linear_cross_entropy": {"arguments.py", "by_rows.py", "by_panels.py", "products.py"},
     "rope": {"table.py", "triton_heads.py"},
     "swiglu": {"glu.py"},
+    "newton_schulz": {"forms.py"},
+    "optimizer_step": {"step.py", "table.py", "random_bits.py", "codes.py", "native_step.py"},
     "packed_attention": {
         "arguments.py",
         "tiles.py",

@@ -244,6 +244,7 @@ SMALL = {
     "linear_cross_entropy": {"classes": 50, "width": 16},
     "linear_log_probs": {"classes": 50, "width": 16},
     "packed_attention": {"head_dim": 16, "query_heads": 4, "key_heads": 2, "document_length": 16},
+    "newton_schulz": {"short": 12, "long": 30},
 }
 FORMS = [
     *SMALL.items(),

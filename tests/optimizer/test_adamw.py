@@ -1,14 +1,12 @@
-"""AdamW against its formula, and what its state looks like to a checkpoint."""
+"""AdamW against its formula."""
 
-import pytest
 import torch
 from torch import nn
 
 from fasttrain.config.schema.optimizer import AdamWConfig
-from fasttrain.core.interfaces import ParameterGroup
 from fasttrain.core.kernel_plan import KernelPlan
 from fasttrain.core.parameter_groups import parameter_groups
-from fasttrain.optimizer.adamw import AdamWFactory, refuses_fused
+from fasttrain.optimizer.adamw import AdamWFactory
 from fasttrain.runtime.precision import choose_precision
 
 FP32 = choose_precision("fp32", torch.device("cpu"))
@@ -16,9 +14,7 @@ FP32 = choose_precision("fp32", torch.device("cpu"))
 
 def build(model, **options):
     config = AdamWConfig(**options)
-    groups = parameter_groups(
-        model, learning_rate=config.learning_rate, weight_decay=config.weight_decay
-    )
+    groups = parameter_groups(model, config)
     return AdamWFactory(config).build(groups, plan=KernelPlan(), precision=FP32)
 
 
@@ -50,45 +46,10 @@ def test_steps_follow_the_formula():
         torch.testing.assert_close(parameter.detach(), expected[name], rtol=1e-12, atol=1e-12)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_the_fused_step_serves_and_its_state_can_be_saved_by_name(dtype):
-    model = small_model(dtype)
-    optimizer = build(model)
-    assert all(group["fused"] and not group["foreach"] for group in optimizer.param_groups)
-    for parameter in model.parameters():
-        parameter.grad = torch.ones_like(parameter)
-    optimizer.step()
-    for parameter in model.parameters():
-        state = optimizer.state[parameter]
-        assert set(state) == {"step", "exp_avg", "exp_avg_sq"}
-        assert state["step"].shape == ()
-        assert state["exp_avg"].shape == state["exp_avg_sq"].shape == parameter.shape
-
-
 def test_groups_keep_their_names_and_decay():
     model = small_model()
     optimizer = build(model, learning_rate=3e-4, weight_decay=0.1)
-    decayed, others = optimizer.param_groups
-    assert (decayed["name"], decayed["weight_decay"], decayed["lr"]) == ("decayed", 0.1, 3e-4)
-    assert (others["name"], others["weight_decay"]) == ("not decayed", 0.0)
-    assert decayed["param_names"] == ["0.weight", "2.weight"]
-
-
-def test_a_device_without_a_fused_step_is_served_by_lists():
-    parameter = nn.Parameter(torch.empty(2, 2, device="meta"))
-    group = ParameterGroup("decayed", ("head.weight",), (parameter,), 0.1, 1e-3)
-    assert refuses_fused([group]) == "head.weight is on meta, which has no fused step"
-    optimizer = AdamWFactory(AdamWConfig()).build([group], plan=KernelPlan(), precision=FP32)
-    assert optimizer.param_groups[0]["foreach"] and not optimizer.param_groups[0]["fused"]
-
-
-@pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-def test_the_fused_step_serves_on_a_gpu():
-    model = small_model().cuda()
-    optimizer = build(model)
-    assert all(group["fused"] for group in optimizer.param_groups)
-    for parameter in model.parameters():
-        parameter.grad = torch.ones_like(parameter)
-    optimizer.step()
-    assert {state["step"].device.type for state in optimizer.state.values()} == {"cuda"}
+    matrices, vectors = optimizer.param_groups
+    assert (matrices["name"], matrices["weight_decay"], matrices["lr"]) == ("matrices", 0.1, 3e-4)
+    assert (vectors["name"], vectors["weight_decay"]) == ("vectors", 0.0)
+    assert matrices["param_names"] == ["0.weight", "2.weight"]

@@ -46,6 +46,17 @@ NonNegativeFloat = Annotated[float, BeforeValidator(human_float), Field(ge=0)]
 Fraction = Annotated[float, BeforeValidator(human_float), Field(ge=0, le=1)]
 # YAML writes lists; the frozen tree holds tuples.
 Strings = Annotated[tuple[str, ...], BeforeValidator(_list_to_tuple)]
+entries = BeforeValidator(_list_to_tuple)  # for a list of sections
+
+
+def _strings(value: Any) -> Any:
+    return (value,) if isinstance(value, str) else _list_to_tuple(value)
+
+
+# One text, or several.
+StringOrStrings = Annotated[
+    tuple[str, ...], BeforeValidator(_strings, json_schema_input_type=str | tuple[str, ...])
+]
 # Paths are relative to the working directory; `~` is the home directory.
 LocalPath = Annotated[str, AfterValidator(os.path.expanduser)]
 Floats2 = Annotated[tuple[Float, Float], BeforeValidator(_list_to_tuple)]

@@ -9,6 +9,8 @@ from pydantic import Field
 from fasttrain.config.schema.base import Section, Strings
 
 RESERVED = ("mode", "autotune", "deterministic", "providers", "sites")
+# Ops of a step, which no module of the model is a site of.
+OPTIMIZER_OPS = ("optimizer_step", "grad_norm", "newton_schulz")
 # Backends that are somebody else's code.
 PROVIDERS = ("sdpa", "flash-attn", "varlen", "flex", "liger", "compile")
 
@@ -46,3 +48,9 @@ class KernelsConfig(Section):
     """The embedding of tokens."""
     rms_norm: Literal["auto", "eager", "cpu", "triton", "liger", "compile"] = "auto"
     """Root mean square layer norm."""
+    optimizer_step: Literal["auto", "eager", "cpu"] = "auto"
+    """The step of all weights in one pass."""
+    grad_norm: Literal["auto", "eager", "cpu"] = "auto"
+    """The norm of all gradients."""
+    newton_schulz: Literal["auto", "eager", "cpu", "triton"] = "auto"
+    """Muon's matrices, made orthogonal."""

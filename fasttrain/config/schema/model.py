@@ -12,6 +12,7 @@ from fasttrain.config.schema.base import (
     LocalPath,
     NonNegativeFloat,
     PositiveInt,
+    StringOrStrings,
     Strings,
 )
 
@@ -70,6 +71,8 @@ class ModelSection(ComponentSection):
     """How packed documents are kept apart. `per_document`: attention runs document by document on
     the flat batch. `padded`: each document becomes a padded row, which any causal model can serve.
     `auto`: per_document where the model passes a check, else padded, with the reason."""
+    freeze: StringOrStrings = ()
+    """Globs of the names of parameters that are not trained, such as `*embed_tokens*`."""
 
 
 class HuggingFaceModelConfig(ModelSection):

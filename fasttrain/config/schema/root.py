@@ -85,9 +85,9 @@ class TrainConfig(Section):
     max_grad_norm: NonNegativeFloat = 1.0
     """Gradients are scaled down to this 2-norm. 0: never."""
     precision: Literal["auto", "fp32", "bf16-mixed", "bf16"] = "auto"
-    """`bf16-mixed`: fp32 weights, bf16 arithmetic. `bf16`: weights and optimizer state in bf16 too;
-    updates below a 256th of a weight are lost. `auto`: bf16-mixed where the GPU has bf16, else
-    fp32."""
+    """`bf16-mixed`: bf16 arithmetic and weights, of which the optimizer keeps fp32 masters (with
+    another library's optimizer the weights are fp32). `bf16`: no masters; see optimizer.rounding.
+    `auto`: bf16-mixed where the GPU has bf16, else fp32."""
     seed: NonNegativeInt = 42
     """Seed of the weights, the data order and dropout."""
     output_dir: LocalPath | None = None

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from fasttrain_kernels.settings import PREFER
 from torch import nn
 
 from fasttrain.config.schema.model import KernelsTransformConfig
 from fasttrain.core.interfaces import LanguageModel, Transform
-from fasttrain.core.kernel_plan import EAGER, KernelPlan
+from fasttrain.core.kernel_plan import EAGER, OPTIMIZER, KernelPlan
 from fasttrain.model.language_model import HFLanguageModel
 from fasttrain.model.transforms.sites import packed_attention
 from fasttrain.model.transforms.sites.search import SEARCHES
@@ -21,9 +20,9 @@ class KernelsTransform(Transform):
 
     def apply(self, model: LanguageModel, *, plan: KernelPlan) -> LanguageModel:
         served = {
-            (site.op, site.path): site.backend if site.fixed else PREFER + site.backend
+            (site.op, site.path): site.requested
             for site in plan.sites
-            if site.backend != EAGER
+            if site.backend != EAGER and site.path != OPTIMIZER
         }
         for search in SEARCHES:
             if any(op == search.op for op, _ in served):

@@ -53,10 +53,6 @@ class AdamW(OnePassOptimizer):
             raise ValueError(f"eps={group['eps']}; expected 0 or more")
 
     def numbers(self, group: dict[str, Any]) -> Numbers:
-        return Numbers(
-            group["lr"],
-            *group["betas"],
-            group["eps"],
-            group["weight_decay"],
-            sign=-1.0 if group["maximize"] else 1.0,
-        )
+        beta1, beta2 = group["betas"]
+        sign = -1.0 if group["maximize"] else 1.0
+        return Numbers(group["lr"], beta1, beta2, group["eps"], group["weight_decay"], sign=sign)

@@ -6,17 +6,16 @@ the norm of all gradients, and adding up over several backward passes, need them
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
+from fasttrain_kernels.ops.grad_norm.op import grad_norm
 from fasttrain_kernels.optim.one_pass import OnePassOptimizer
 
 
 class GradientRelease:
     """From now on each backward pass steps `optimizer`'s parameters, and drops their gradients.
 
-    A parameter whose gradient is not finite is left as it is, by itself; `norms` holds the norm ()
-    float32 of every gradient since it was last emptied, by parameter. `optimizer.step()` finds
+    A parameter whose gradient is not finite is left as it is, by itself. `optimizer.step()` finds
     nothing to do. remove() ends it. ValueError where the optimizer clips.
     """
 
@@ -26,8 +25,9 @@ class GradientRelease:
                 f"max_grad_norm={optimizer.max_grad_norm} needs all gradients at once, which are "
                 "dropped one by one; build the optimizer without it"
             )
-        self.norms: dict[Tensor, Tensor] = {}
+        self._norms: list[Tensor] = []
         self._optimizer = optimizer
+        optimizer.release = self
         self._handles = [
             parameter.register_post_accumulate_grad_hook(self._step)
             for group in optimizer.param_groups
@@ -35,13 +35,18 @@ class GradientRelease:
             if parameter.requires_grad
         ]
 
+    def norm(self) -> Tensor:
+        """The norm of all gradients since it was last asked for, () float32."""
+        norms, self._norms = self._norms, []
+        return grad_norm(norms)
+
     def remove(self) -> None:
         """Leave gradients to `optimizer.step()` again."""
         for handle in self._handles:
             handle.remove()
         self._handles.clear()
+        self._optimizer.release = None
 
     def _step(self, parameter: Tensor) -> None:
-        with torch.no_grad():
-            self.norms[parameter] = self._optimizer.step_alone(parameter)
+        self._norms.append(self._optimizer.step_alone(parameter))
         parameter.grad = None

@@ -20,12 +20,13 @@ def decay_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
         if isinstance(module, nn.Embedding)
         for parameter in module.parameters(recurse=False)
     }
-    decayed, others = [], []
+    decayed: list[tuple[str, nn.Parameter]] = []
+    others: list[tuple[str, nn.Parameter]] = []
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
             decays = parameter.dim() >= 2 and parameter not in embeddings
             (decayed if decays else others).append((name, parameter))
-    groups = [
+    groups: list[dict[str, Any]] = [
         {"name": "decayed", "params": decayed, "weight_decay": weight_decay},
         {"name": "not decayed", "params": others, "weight_decay": 0.0},
     ]

@@ -51,4 +51,5 @@ class Lion(OnePassOptimizer):
 
     def numbers(self, group: dict[str, Any]) -> Numbers:
         sign = -1.0 if group["maximize"] else 1.0
-        return Numbers(group["lr"], *group["betas"], 0.0, group["weight_decay"], sign=sign)
+        beta1, beta2 = group["betas"]
+        return Numbers(group["lr"], beta1, beta2, 0.0, group["weight_decay"], sign=sign)

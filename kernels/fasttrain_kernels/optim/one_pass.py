@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -15,6 +15,9 @@ from fasttrain_kernels.ops.optimizer_step.table import Table
 from fasttrain_kernels.optim.group_numbers import GroupNumbers
 from fasttrain_kernels.optim.slots import Names, Slices, gradient_of, slots_of
 from fasttrain_kernels.settings import AUTO
+
+if TYPE_CHECKING:
+    from fasttrain_kernels.optim.gradient_release import GradientRelease
 
 ROUNDINGS = ("master", "stochastic", "kahan")
 MOMENTS = ("float32", "bfloat16", "8bit")
@@ -32,7 +35,7 @@ class OnePassOptimizer(torch.optim.Optimizer):
     them. A step whose norm was measured, for clipping or by `measure()`, and is not finite changes
     nothing. zero_grad_in_step: the step sets gradients to zero too, for who keeps them, as under a
     CUDA graph; `zero_grad()` costs nothing otherwise. seed: of random rounding, the same on every
-    rank. backend: of the ops optimizer_step and grad_norm.
+    rank. backend, norm_backend: of the ops optimizer_step and grad_norm.
 
     After a step `grad_norm` is the norm of the gradients, () float32, before clipping; None where
     it was not measured. torch.amp.GradScaler works: its scale and its flag go into the step. A
@@ -46,8 +49,7 @@ class OnePassOptimizer(torch.optim.Optimizer):
     algorithm: ClassVar[Algorithm]
     names: ClassVar[Names]
 
-    _step_supports_amp_scaling = True
-    grad_scale: Tensor | None = None
+    _step_supports_amp_scaling = True  # GradScaler then sets grad_scale and found_inf
     found_inf: Tensor | None = None
 
     def __init__(
@@ -59,6 +61,7 @@ class OnePassOptimizer(torch.optim.Optimizer):
         zero_grad_in_step: bool = False,
         seed: int = 0,
         backend: str = AUTO,
+        norm_backend: str = AUTO,
     ) -> None:
         self._slices: Slices = {}
         self._tables: dict[Any, Table] = {}
@@ -72,6 +75,8 @@ class OnePassOptimizer(torch.optim.Optimizer):
         self.zero_grad_in_step = zero_grad_in_step
         self.seed = seed
         self.backend = backend
+        self.norm_backend = norm_backend
+        self.release: GradientRelease | None = None
         # torch's way to say that nothing of a step happens on the host.
         super().__init__(params, {**defaults, "capturable": True, "fused": True})
 
@@ -105,9 +110,14 @@ class OnePassOptimizer(torch.optim.Optimizer):
         return loss
 
     def measure(self) -> Tensor:
-        """The norm of all gradients as they lie there, () float32. The next step goes by it."""
+        """The norm of all gradients as they lie there, () float32. The next step goes by it.
+
+        With GradientRelease it is of those that the backward pass has stepped and dropped.
+        """
+        if self.release is not None:
+            return self.release.norm()
         gradients = [grad for p in self._parameters() if (grad := gradient_of(p)) is not None]
-        self._measured = grad_norm(gradients, tables=self._norm_tables, backend=self.backend)
+        self._measured = grad_norm(gradients, tables=self._norm_tables, backend=self.norm_backend)
         return self._measured
 
     @torch.compiler.disable
@@ -115,7 +125,7 @@ class OnePassOptimizer(torch.optim.Optimizer):
         """Step one parameter that has a gradient, unless that is not finite; its norm ()."""
         gradient = gradient_of(parameter)
         assert gradient is not None, "step_alone of a parameter without a gradient"
-        norm = grad_norm([gradient], backend=self.backend)
+        norm = grad_norm([gradient], backend=self.norm_backend)
         self._step([parameter], norm)
         return norm
 
@@ -135,7 +145,7 @@ class OnePassOptimizer(torch.optim.Optimizer):
                 self._tables.setdefault((kind, slots[0].stream, len(slots)), Table()),
                 norm=_on(norm, device),
                 max_norm=self.max_grad_norm or 0.0,
-                grad_scale=_on(self.grad_scale, device),
+                grad_scale=_on(getattr(self, "grad_scale", None), device),
                 skip=_on(self.found_inf, device),
                 seed=self.seed,
                 zero_grad=self.zero_grad_in_step,
@@ -209,6 +219,6 @@ def _check_parameter(parameter: Tensor) -> None:
         raise ValueError(f"{what} is {parameter.dtype}, which has no step")
     if type(parameter.data) is not Tensor:
         raise ValueError(
-            f"{what} holds a {type(parameter.data).__name__}; give the optimizer the local tensors, "
-            "and say by declare_slice() what they are part of"
+            f"{what} holds a {type(parameter.data).__name__}; give the optimizer the local "
+            "tensors, and say by declare_slice() what they are part of"
         )

@@ -130,9 +130,7 @@ def keeps_moments(group: dict[str, Any]) -> bool:
     return bool(group.get("momentum", True))
 
 
-def kind_of(
-    parameter: Tensor, gradient: Tensor, group: dict[str, Any], has_moments: bool
-) -> Kind:
+def kind_of(parameter: Tensor, gradient: Tensor, group: dict[str, Any], has_moments: bool) -> Kind:
     """How a parameter is stepped."""
     narrow = parameter.dtype in (torch.bfloat16, torch.float16)
     return Kind(
@@ -175,5 +173,5 @@ def flat(tensor: Tensor) -> Tensor:
 
 
 def _flat(state: dict[str, Any], name: str | None) -> Tensor | None:
-    tensor = state.get(name)
+    tensor = None if name is None else state.get(name)
     return None if tensor is None else flat(tensor)

@@ -14,7 +14,7 @@ DTYPES = (torch.float32, torch.bfloat16)
 
 
 def parity(kernel: ModuleType, device: torch.device, truncating: bool = False) -> float:
-    """The worst error in units of what is allowed: right is at most 1. Both dtypes, and a mixture."""
+    """The worst error in units of what is allowed: right is at most 1. Dtypes, and a mixture."""
     generator = torch.Generator().manual_seed(0)
     drawn = [torch.randn(size, generator=generator) * 10.0**-i for i, size in enumerate(SIZES)]
     worst = 0.0

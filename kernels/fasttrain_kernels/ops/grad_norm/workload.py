@@ -8,11 +8,12 @@ from fasttrain_kernels.ops.grad_norm.reference import Problem
 from fasttrain_kernels.workload import Drawn, Workload
 
 SIZE = 1 << 20  # elements of a tensor: a matrix of 1024 by 1024
+MOST = 1 << 24  # elements: beyond, times grow in proportion, and a model's would fill the memory
 
 
 def workload(problem: Problem, *, rows: int = 0, lengths: tuple[int, ...] = ()) -> Workload:
-    """The norm of `rows` elements in all, in tensors of a million."""
-    count = rows or problem.rows or 1
+    """The norm of `rows` elements in all, 16 million at most, in tensors of a million."""
+    count = min(rows or problem.rows or 1, MOST)
     whole = Drawn(problem.device).normal(count, dtype=problem.dtype)
     gradients, tables = torch.split(whole, SIZE), Tables()
     return Workload.without_gradients(

@@ -1,4 +1,4 @@
-"""A step of an optimizer as fasttrain_kernels.optim makes it: one call for all tensors kept alike."""
+"""A step of an optimizer: one call for all tensors that are kept alike."""
 
 import torch
 
@@ -29,7 +29,13 @@ def describe(
     if rounding is None:
         rounding = "none" if dtype in (torch.float32, torch.float64) else "master"
     return Problem(
-        torch.device(device), dtype, grad_dtype or dtype, algorithm, rounding, moments, rounded(rows)
+        torch.device(device),
+        dtype,
+        grad_dtype or dtype,
+        algorithm,
+        rounding,
+        moments,
+        rounded(rows),
     )
 
 
@@ -61,6 +67,4 @@ def optimizer_step(work: Step, *, backend: str = "auto") -> None:
         work.moments,
         rounded(sum(slot.param.numel() for slot in work.slots)),
     )
-    OPTIMIZER_STEP.run(
-        "step", problem, backend, lambda kernel: kernel.step(work), repeatable=False
-    )
+    OPTIMIZER_STEP.run("step", problem, backend, lambda kernel: kernel.step(work), repeatable=False)

@@ -1,8 +1,8 @@
 """A step of an optimizer, the definition: plain PyTorch, a tensor at a time.
 
-g is the gradient times sign / grad_scale, and times max_norm / norm where the norm is larger, with
-norm divided by grad_scale as well and 1e-6 added, as torch.nn.utils.clip_grad_norm_ has it; t counts
-steps from 1, p is the parameter (its master, where it has one), and in float32 (float64 for float64):
+g is the gradient times sign / grad_scale, and times max_norm / norm where the norm is larger (with
+norm divided by grad_scale as well, and 1e-6 added, as torch.nn.utils.clip_grad_norm_ has it); t
+counts steps from 1; p is the parameter, or its master. In float32 (float64 for float64):
 
 adamw (arXiv 1711.05101)
     m = m + (1 - beta1) (g - m);  v = beta2 v + (1 - beta2) g^2
@@ -22,6 +22,7 @@ Where `skip` is not 0, or the norm is not finite, everything stays as it is, gra
 of steps too; that is decided on the device.
 """
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -42,6 +43,9 @@ class Problem(NamedTuple):
     rounding: str
     moments: str
     rows: int = 0  # elements of all tensors; a power of two
+
+
+Keep = Callable[[Tensor | None, Tensor], None]  # stores a new value, unless the step is skipped
 
 
 class Moved(NamedTuple):
@@ -76,7 +80,7 @@ def _skipped(work: Step, device: torch.device) -> Tensor:
     return skipped
 
 
-def _factor(work: Step, numbers: Numbers, wide: torch.dtype) -> Tensor:
+def factor_of(work: Step, numbers: Numbers, wide: torch.dtype) -> Tensor:
     """() what gradients are multiplied by."""
     factor = torch.as_tensor(numbers.sign, dtype=torch.float64)
     scale = 1.0 if work.grad_scale is None else work.grad_scale.double()
@@ -93,9 +97,9 @@ def _step(slot: Slot, work: Step) -> None:
     kept = slot.beside if work.rounding == "master" else slot.param
     assert kept is not None
     param = kept.reshape(-1).to(wide)
-    grad = slot.grad.reshape(-1).to(wide) * _factor(work, numbers, wide)
+    grad = slot.grad.reshape(-1).to(wide) * factor_of(work, numbers, wide)
     count = slot.step.double() + 1
-    moved = _RULES[work.algorithm](param, grad, *_moments(slot, work.moments), numbers, count)
+    moved = RULES[work.algorithm](param, grad, *moments_of(slot, work.moments), numbers, count)
 
     number = torch.arange(param.numel(), device=param.device) + slot.offset
     bits = [random_bits(work.seed, slot.stream, count, number, use) for use in (0, 1)]
@@ -122,7 +126,7 @@ def _step(slot: Slot, work: Step) -> None:
         keep(slot.grad, torch.zeros_like(grad))
 
 
-def _moments(slot: Slot, kind: str) -> tuple[Tensor | None, Tensor | None]:
+def moments_of(slot: Slot, kind: str) -> tuple[Tensor | None, Tensor | None]:
     """Both moments (n,) in the dtype of computation, or None where there is none."""
     wide = torch.float64 if slot.param.dtype == torch.float64 else torch.float32
     first, second = (None if t is None else t.reshape(-1) for t in (slot.first, slot.second))
@@ -135,7 +139,7 @@ def _moments(slot: Slot, kind: str) -> tuple[Tensor | None, Tensor | None]:
     return first, second
 
 
-def _keep_moments(slot: Slot, moved: Moved, bits: Tensor, keep) -> None:  # type: ignore[no-untyped-def]
+def _keep_moments(slot: Slot, moved: Moved, bits: Tensor, keep: Keep) -> None:
     """Store both moments as the slot has them, rounded by the same 16 random bits."""
     parts = (
         (slot.first, slot.first_scale, moved.first, False),
@@ -217,4 +221,4 @@ def _decay(param: Tensor, n: Numbers) -> Tensor:
     return torch.as_tensor(1 - n.lr * n.weight_decay, dtype=param.dtype, device=param.device)
 
 
-_RULES = {"adamw": _adamw, "lion": _lion, "sgd": _sgd}
+RULES = {"adamw": _adamw, "lion": _lion, "sgd": _sgd}
