@@ -1,5 +1,5 @@
-// Functions that the host and a GPU run alike. Always inlined: files compiled for different instruction
-// sets must not share a copy (csrc/cpu/vec.h).
+// Functions that the host and a GPU run alike. Always inlined: files compiled for different
+// instruction sets must not share a copy (csrc/cpu/vec.h).
 #pragma once
 
 #ifdef __CUDACC__

@@ -3,8 +3,8 @@
 // V is a float or a vector of floats, U as many uint32_t. The includer provides, in namespace
 // FT_ISA: FT_INLINE, as_bits(V) -> U, as_value(U) -> V, root(V), larger(V, V), splat<V>(float);
 // product(V, float), which is not fused with what follows; and for moments of 8 bits quick_root(V)
-// of at least 1e-37 and quick_quotient(V, V), within 2^-21 of what is exact. A GPU's version is run on
-// the host by tests/ops/test_cuda_optimizer.py.
+// of at least 1e-37 and quick_quotient(V, V), within 2^-21 of what is exact. A GPU's version is run
+// on the host by tests/ops/test_cuda_optimizer.py.
 #pragma once
 
 #include "optimizer.h"
@@ -12,7 +12,7 @@
 namespace fasttrain {
 namespace FT_ISA {
 
-// ---- random bits, by counting ----------------------------------------------------------------------
+// ---- random bits, by counting -------------------------------------------------------------------
 
 // The finaliser of SplitMix64 (Steele, Lea, Flood 2014).
 FT_INLINE uint64_t mixed(uint64_t z) {
@@ -48,7 +48,7 @@ FT_INLINE uint64_t key_for(uint64_t key, Use use) {
   return key + static_cast<uint32_t>(use) * 0x5851f42d4c957f2du;
 }
 
-// ---- roundings ---------------------------------------------------------------------------------------
+// ---- roundings ----------------------------------------------------------------------------------
 
 // `value` rounded to bfloat16, up with the probability that makes it right on average.
 // random, here and below: 16 bits.
@@ -105,7 +105,7 @@ FT_INLINE U code_of_first(V value, float inverse, U random) {
   return code | ((bits >> 24) & 0x80u);
 }
 
-// ---- the step ----------------------------------------------------------------------------------------
+// ---- the step -----------------------------------------------------------------------------------
 
 // The numbers of one tensor's step.
 struct Scalars {

@@ -45,8 +45,8 @@ struct Part {
   FT_INLINE bool has(int i) const { return first <= i && i < end; }
 };
 
-// Addresses from a table might be of any kind of memory, for all that the compiler knows. It is also
-// kept from computing an address anew for each element, which takes 16 registers.
+// Addresses from a table might be of any kind of memory, for all that the compiler knows. It is
+// also kept from computing an address anew for each element, which takes 16 registers.
 template <class T>
 FT_INLINE T* in_global_memory(T* address) {
 #ifdef __CUDA_ARCH__
@@ -132,7 +132,7 @@ FT_INLINE uint32_t code_at(const Eight<uint8_t>& eight, int i) {
 #endif
 }
 
-// One after the other, from the first on: what is beyond a byte of `code` is overwritten by the next.
+// One after the other, from the first on: what `code` has beyond a byte is overwritten by the next.
 FT_INLINE void put_code(Eight<uint8_t>& eight, int i, uint32_t code) {
   uint32_t& word = eight.words[i / 4];
 #ifdef __CUDA_ARCH__

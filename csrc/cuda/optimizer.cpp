@@ -17,11 +17,14 @@ using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 using torch::stable::accelerator::DeviceGuard;
 
+// The index that a tensor of the host has.
+constexpr int32_t kHost = -1;
+
 // Rows of Row, as Python writes them.
 template <class Row>
 const Row* rows_of(const Tensor& tensor, ScalarType dtype, const char* name) {
-  STD_TORCH_CHECK(tensor.is_cuda() && tensor.scalar_type() == dtype && tensor.is_contiguous() &&
-                      tensor.dim() == 2 && tensor.size(1) * 8 == sizeof(Row),
+  STD_TORCH_CHECK(tensor.get_device_index() != kHost && tensor.scalar_type() == dtype &&
+                      tensor.is_contiguous() && tensor.dim() == 2 && tensor.size(1) * 8 == sizeof(Row),
                   "optimizer on CUDA: ", name, " must have ", sizeof(Row) / 8,
                   " contiguous columns, on the device");
   return static_cast<const Row*>(tensor.const_data_ptr());
@@ -29,13 +32,13 @@ const Row* rows_of(const Tensor& tensor, ScalarType dtype, const char* name) {
 
 const float* scalar(const std::optional<Tensor>& tensor) {
   if (!tensor.has_value()) return nullptr;
-  STD_TORCH_CHECK(tensor->is_cuda() && tensor->scalar_type() == ScalarType::Float,
+  STD_TORCH_CHECK(tensor->get_device_index() != kHost && tensor->scalar_type() == ScalarType::Float,
                   "optimizer on CUDA: norm, grad_scale and skip must be float32, on the device");
   return static_cast<const float*>(tensor->const_data_ptr());
 }
 
 int64_t* workspace_of(const Tensor& tensor, int64_t size) {
-  STD_TORCH_CHECK(tensor.is_cuda() && tensor.scalar_type() == ScalarType::Long &&
+  STD_TORCH_CHECK(tensor.get_device_index() != kHost && tensor.scalar_type() == ScalarType::Long &&
                       tensor.is_contiguous() && tensor.numel() >= size,
                   "optimizer on CUDA: the workspace must have ", size, " int64, on the device");
   return static_cast<int64_t*>(tensor.mutable_data_ptr());

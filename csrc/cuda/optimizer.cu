@@ -1,13 +1,13 @@
-// Steps of optimizers and the norm of gradients on CUDA: one launch each for all tensors of a model.
+// Steps of optimizers and the norm of gradients on CUDA: one launch each for all tensors.
 //
-// Both are memory traffic: a parameter in float32 takes 28 bytes a step, one of bfloat16 with moments
-// of 8 bits 10. At 4.3 TB/s, which is what an H200 copies at, that is 6.5 and 2.4 ms for 1e9 of them,
-// and a multiprocessor must have about 25 KB on their way to it. Four thread blocks of 8 warps ask
-// for 128 KB (4 KB a warp) and for 48 KB (1.5 KB a warp) before they wait. Arithmetic hides behind
-// that while a parameter of 10 bytes takes at most 69 instructions.
+// Both are memory traffic: a parameter in float32 takes 28 bytes a step, one of bfloat16 with
+// moments of 8 bits 10. At 4.3 TB/s, which is what an H200 copies at, that is 6.5 and 2.4 ms for 1e9
+// of them, and each of 132 multiprocessors must have some 25 KB on their way to it: 33 bytes a
+// nanosecond, for which it waits 750. Arithmetic hides behind that while a parameter of 10 bytes takes at most 69
+// instructions; it takes 80, which 86 % of the bandwidth leave time for.
 //
-// Grids are of a fixed size; chunks of the table are dealt out to thread blocks in turn, so that those
-// at work are in the same part of memory. Nothing of the table is read by the host, and nothing waits.
+// Grids are of a fixed size; chunks of the table are dealt out to thread blocks in turn, so that
+// those at work are in the same part of memory. The host reads nothing of the table, nor waits.
 #include <algorithm>
 
 #include "launch.h"
@@ -26,10 +26,10 @@ constexpr int kThreads = 128;
 constexpr int kWarps = kThreads / kWarp;
 constexpr int kBlocks = kChunk / kBlock;
 
-// ---- what a thread block does next, and who is the last ----------------------------------------------
+// ---- what a thread block does next, and who is the last -----------------------------------------
 
-// The row of a chunk: the last whose first chunk isn't beyond it. For a whole warp, which asks 32 rows
-// at once: 2 or 3 turns for all tensors of a model.
+// The row of a chunk: the last whose first chunk isn't beyond it. For a whole warp, which asks 32
+// rows at once: 2 or 3 turns for all tensors of a model.
 __device__ int row_of(const StepRow* rows, int count, int chunk) {
   int low = 0;
   while (count > 1) {
@@ -42,7 +42,7 @@ __device__ int row_of(const StepRow* rows, int count, int chunk) {
   return low;
 }
 
-// Whether this is the last of `blocks` thread blocks to come here, whose writes before it then sees.
+// Whether this is the last of `blocks` thread blocks to come here, which sees what all have written.
 __device__ bool is_last(int64_t* workspace, int blocks) {
   __shared__ bool last;
   __syncthreads();
@@ -57,7 +57,7 @@ __device__ bool is_last(int64_t* workspace, int blocks) {
   return last;
 }
 
-// ---- steps -------------------------------------------------------------------------------------------
+// ---- steps --------------------------------------------------------------------------------------
 
 // Of all threads of a warp.
 __device__ __forceinline__ float warp_largest(float value) {
@@ -70,13 +70,13 @@ __device__ __forceinline__ float warp_largest(float value) {
 // The block of the row that begins at `start`, by a warp.
 template <class Lane>
 __device__ __forceinline__ void step_block(const RowStep& at, int64_t start, bool zero_grad) {
-  // What `at` says is read anew where it is needed: kept in registers from block to block, there would
-  // not be enough of them.
+  // What `at` says is read anew where it is needed: kept in registers from block to block, there
+  // would not be enough of them.
   asm volatile("" ::: "memory");
   const int rank = threadIdx.x % kWarp;
   const int64_t begin = start + rank * kEach;
   const Part part = gpu::part_of(at.row, begin);
-  const bool whole = at.aligned && part.first == 0 && part.end == kEach;
+  const bool whole = gpu::is_whole(at, part);
   Lane lane(at, begin);
   if (whole) {
     lane.load(zero_grad, Whole{});
@@ -95,10 +95,16 @@ __device__ __forceinline__ void step_block(const RowStep& at, int64_t start, boo
   }
 }
 
-// Thread blocks on a multiprocessor: threads that ask for much need registers for it, 80 for each of
-// three blocks, 64 of four. Both ask for 48 KB, but for parameters that have no moments.
+// Thread blocks on a multiprocessor: threads that ask for much need registers for it, 96 where
+// there are five blocks, 80 where there are six; they ask for 40 KB and 36 KB, and for 24 KB where
+// parameters have no moments. GeForce has slower memory, and a compiler that needs more registers.
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 1200
+template <class Lane>
+constexpr int kThreadBlocks = 5;
+#else
 template <class Lane>
 constexpr int kThreadBlocks = Lane::kAsked < 64 ? 6 : 5;
+#endif
 
 template <class Lane>
 __global__ void __launch_bounds__(kThreads, kThreadBlocks<Lane>) step_kernel(const StepWork work) {
@@ -187,24 +193,7 @@ cudaError_t launch(const StepWork& work, int device, cudaStream_t stream) {
   return cudaErrorInvalidValue;
 }
 
-// ---- the norm ----------------------------------------------------------------------------------------
-
-// This thread's elements of a chunk, 64 of a whole one: a sum in float, as none overflows below 1e19.
-template <class T>
-__device__ __forceinline__ float thread_squares(const StepRow& row, int64_t start) {
-  constexpr int64_t kAtOnce = kThreads * kEach;
-  const int64_t begin = start + threadIdx.x * kEach;
-  float sum = 0.0f;
-  const bool aligned = gpu::is_aligned(row.grad, lead_of(row) * int64_t{sizeof(T)});
-  if (aligned && start >= 0 && start + kChunk <= row.numel) {
-#pragma unroll 4
-    for (int64_t i = 0; i < kChunk; i += kAtOnce) sum += gpu::squares<T>(row, begin + i, Whole{});
-  } else {
-    for (int64_t i = 0; i < kChunk && start + i < row.numel; i += kAtOnce)
-      sum += gpu::squares<T>(row, begin + i, gpu::part_of(row, begin + i));
-  }
-  return sum;
-}
+// ---- the norm -----------------------------------------------------------------------------------
 
 // In thread 0: the sum over all threads, always in the same order.
 __device__ double block_sum(double value) {
@@ -233,7 +222,9 @@ __global__ void __launch_bounds__(kThreads) norm_kernel(const NormWork work) {
     __syncthreads();
     const StepRow& at = work.rows[row];
     const int64_t start = (chunk - at.first_chunk) * kChunk - lead_of(at);
-    sum += at.grad_is_bf16 ? thread_squares<gpu::Bf16>(at, start) : thread_squares<float>(at, start);
+    sum += at.grad_is_bf16
+               ? gpu::thread_squares<gpu::Bf16, kThreads>(at, start, threadIdx.x)
+               : gpu::thread_squares<float, kThreads>(at, start, threadIdx.x);
   }
   auto* const partials = reinterpret_cast<double*>(work.workspace + 1);
   sum = block_sum(sum);

@@ -1,5 +1,5 @@
-// What one thread does to its 8 neighbouring elements: a warp steps a block of 256. Without a word of
-// CUDA, so that tests/ops/test_cuda_optimizer.py can run it on the host, a thread after the other.
+// What one thread does to its 8 neighbouring elements: a warp steps a block of 256. Without a word
+// of CUDA, so that tests/ops/test_cuda_optimizer.py can run it on the host, a thread after the other.
 #pragma once
 
 #include "eight.h"
@@ -32,8 +32,12 @@ FT_INLINE Part part_of(const StepRow& row, int64_t begin) {
           left >= kEach ? kEach : left < 0 ? 0 : static_cast<int>(left)};
 }
 
-// How a thread steps: load, move, round, store. Before it rounds the threads of a warp find the largest
-// moments of their block, which those of 8 bits are stored as shares of.
+FT_INLINE bool is_whole(const RowStep& at, Part part) {
+  return at.aligned && part.first == 0 && part.end == kEach;
+}
+
+// How a thread steps: load, move, round, store. Before it rounds, the threads of a warp find the
+// largest moments of their block, which those of 8 bits are stored as shares of.
 template <Algorithm algorithm, Rounding rounding, Moments moments>
 class Lane {
  public:
@@ -254,13 +258,46 @@ class Lane {
   float change_[kEach];                 // the gradient, then what the parameter is lessened by
 };
 
-// Of the 8 elements of a gradient from `begin` on.
-template <class T, class Some>
-FT_INLINE float squares(const StepRow& row, int64_t begin, Some some) {
-  const Eight<T> gradient = load<T>(row.grad, begin, some);
+// The sum of squares of `count` times 8 elements, `apart` elements apart, all asked for at once. In
+// float; in double where they are beyond it, which begins at values of 3e18.
+template <int count, class T, class Some>
+FT_INLINE double squares(const StepRow& row, int64_t begin, int64_t apart, Some some) {
+  Eight<T> gradient[count];
+  FT_UNROLL
+  for (int k = 0; k < count; ++k) gradient[k] = load<T>(row.grad, begin + k * apart, some);
   float sum = 0.0f;
   FT_UNROLL
-  for (int i = 0; i < kEach; ++i) sum += value_at(gradient, i) * value_at(gradient, i);
+  for (int k = 0; k < count; ++k)
+    FT_UNROLL
+    for (int i = 0; i < kEach; ++i) sum += value_at(gradient[k], i) * value_at(gradient[k], i);
+  if (sum <= 3e38f) return sum;
+  double wide = 0.0;
+  FT_UNROLL
+  for (int k = 0; k < count; ++k)
+    FT_UNROLL
+    for (int i = 0; i < kEach; ++i) {
+      const double value = value_at(gradient[k], i);
+      wide += value * value;
+    }
+  return wide;
+}
+
+// Of one of `threads` threads' elements of the chunk that begins at element `start` of the row.
+template <class T, int threads>
+FT_INLINE double thread_squares(const StepRow& row, int64_t start, int thread) {
+  constexpr int kAtOnce = 4;
+  constexpr int64_t kApart = threads * kEach;
+  static_assert(kChunk % (kAtOnce * kApart) == 0, "whole chunks have no rest");
+  const int64_t begin = start + thread * kEach;
+  double sum = 0.0;
+  const bool aligned = is_aligned(row.grad, lead_of(row) * int64_t{sizeof(T)});
+  if (aligned && start >= 0 && start + kChunk <= row.numel) {
+    for (int64_t i = 0; i < kChunk; i += kAtOnce * kApart)
+      sum += squares<kAtOnce, T>(row, begin + i, kApart, Whole{});
+  } else {
+    for (int64_t i = 0; i < kChunk && start + i < row.numel; i += kApart)
+      sum += squares<1, T>(row, begin + i, kApart, part_of(row, begin + i));
+  }
   return sum;
 }
 

@@ -38,8 +38,8 @@ FT_INLINE float as_value(uint32_t bits) {
 #endif
 }
 
-// A root and a quotient that are exact but for a last bit now and then, by an estimate and a step of
-// Newton's. The compiler's own call subroutines for what is subnormal, which costs registers.
+// A root and a quotient that are exact but for a last bit now and then, by an estimate and a step
+// of Newton's. The compiler's own call subroutines for what is subnormal, which costs registers.
 FT_INLINE float root(float value) {
 #ifdef __CUDA_ARCH__
   const float estimate = rsqrtf(value), close = value * estimate;
@@ -79,7 +79,7 @@ FT_INLINE V splat(float value) {
 }
 
 // Two and three instructions, where the exact ones take some ten each: with moments of 8 bits a
-// parameter moves 10 bytes, in whose time an H200 runs 69 instructions for it.
+// parameter moves 10 bytes, in whose time an H200 runs 69 instructions.
 FT_INLINE float quick_root(float value) {
   const float some = larger(value, 1e-37f);
 #ifdef __CUDA_ARCH__
