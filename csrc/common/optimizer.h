@@ -5,6 +5,8 @@
 
 #include <cstdint>
 
+#include "host_device.h"
+
 namespace fasttrain {
 
 enum class Algorithm : int64_t { adamw, lion, sgd };
@@ -58,7 +60,27 @@ struct Gate {
   const float* skip;  // other than 0: leave everything as it is
 };
 
+// Whether everything is to stay as it is.
+FT_HOST_DEVICE bool skips(const Gate& gate) {
+  if (gate.skip != nullptr && *gate.skip != 0.0f) return true;
+  return gate.norm != nullptr && !(*gate.norm - *gate.norm == 0.0f);  // infinite or NaN
+}
+
 // How many elements of its first block lie before the row.
-inline int64_t lead_of(const StepRow& row) { return row.offset % kBlock; }
+FT_HOST_DEVICE int64_t lead_of(const StepRow& row) { return row.offset % kBlock; }
+
+FT_HOST_DEVICE int64_t chunks_of(const StepRow& row) {
+  return (lead_of(row) + row.numel + kChunk - 1) / kChunk;
+}
+
+// Of all rows, of which there are `count`.
+FT_HOST_DEVICE int64_t chunks_of(const StepRow* rows, int64_t count) {
+  return count == 0 ? 0 : rows[count - 1].first_chunk + chunks_of(rows[count - 1]);
+}
+
+// What kernels of a GPU need beside the table, int64 and 0 before and after a launch: a number that
+// blocks count themselves by as they finish and, for a norm, partial sums.
+constexpr int64_t kPartials = 2048;
+constexpr int64_t kStepWorkspace = 1, kNormWorkspace = 1 + kPartials;
 
 }  // namespace fasttrain

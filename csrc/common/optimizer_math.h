@@ -2,8 +2,9 @@
 //
 // V is a float or a vector of floats, U as many uint32_t. The includer provides, in namespace
 // FT_ISA: FT_INLINE, as_bits(V) -> U, as_value(U) -> V, root(V), larger(V, V), splat<V>(float);
-// rounded(V), which keeps a product from being fused with what follows; and for moments of 8 bits
-// quick_root(V) of at least 1e-37 and quick_quotient(V, V), within 2^-21 of what is exact. tests/ops/test_cuda_build.py runs the GPU's version on the host.
+// product(V, float), which is not fused with what follows; and for moments of 8 bits quick_root(V)
+// of at least 1e-37 and quick_quotient(V, V), within 2^-21 of what is exact. A GPU's version is run
+// on the host by tests/ops/test_cuda_optimizer.py.
 #pragma once
 
 #include "optimizer.h"
@@ -11,7 +12,7 @@
 namespace fasttrain {
 namespace FT_ISA {
 
-// ---- random bits, by counting ----------------------------------------------------------------------
+// ---- random bits, by counting -------------------------------------------------------------------
 
 // The finaliser of SplitMix64 (Steele, Lea, Flood 2014).
 FT_INLINE uint64_t mixed(uint64_t z) {
@@ -47,7 +48,7 @@ FT_INLINE uint64_t key_for(uint64_t key, Use use) {
   return key + static_cast<uint32_t>(use) * 0x5851f42d4c957f2du;
 }
 
-// ---- roundings ---------------------------------------------------------------------------------------
+// ---- roundings ----------------------------------------------------------------------------------
 
 // `value` rounded to bfloat16, up with the probability that makes it right on average.
 // random, here and below: 16 bits.
@@ -104,7 +105,7 @@ FT_INLINE U code_of_first(V value, float inverse, U random) {
   return code | ((bits >> 24) & 0x80u);
 }
 
-// ---- the step ----------------------------------------------------------------------------------------
+// ---- the step -----------------------------------------------------------------------------------
 
 // The numbers of one tensor's step.
 struct Scalars {
@@ -115,7 +116,6 @@ struct Scalars {
   float root_factor, eps;
   float weight_decay;  // added to the gradient
   bool nesterov;
-  bool skip;
 };
 
 // `step`: the number of this step, from 1.
@@ -125,10 +125,8 @@ FT_INLINE Scalars scalars_of(const GroupNumbers& g, double step, const Gate& gat
   Scalars s{};
   const double scale = gate.grad_scale == nullptr ? 1.0 : static_cast<double>(*gate.grad_scale);
   double factor = g.sign / scale;
-  s.skip = gate.skip != nullptr && *gate.skip != 0.0f;
   if (gate.norm != nullptr) {
     const double norm = static_cast<double>(*gate.norm) / scale;
-    s.skip = s.skip || !(norm - norm == 0.0);  // infinite or NaN
     if (gate.max_norm > 0 && gate.max_norm < norm + 1e-6) factor *= gate.max_norm / (norm + 1e-6);
   }
   s.factor = static_cast<float>(factor);
@@ -190,7 +188,7 @@ FT_INLINE V change(V param, V grad, V& first, V& second, const Scalars& s) {
 // other ones than torch's would add up to 6e-6 in 200 steps.
 template <class V>
 FT_INLINE V moved_by(V param, V lessened, const Scalars& s) {
-  return rounded(V(param * s.decay)) - lessened;
+  return product(param, s.decay) - lessened;
 }
 
 }  // namespace FT_ISA

@@ -63,13 +63,14 @@ STABLE_TORCH_LIBRARY(fasttrain_native, m) {
   // Implemented by the CPU and the CUDA library. table: (tensors, 14) int64 and numbers: (groups, 7)
   // float64, both on the device; csrc/common/optimizer.h says what they hold. Tensors that the table
   // points to are written, and must be kept alive until the device is done.
-  // norm, grad_scale, skip: () float32. max_norm 0: no clipping.
+  // norm, grad_scale, skip: () float32. max_norm 0: no clipping. workspace, here and below: of the
+  // CUDA library, kStepWorkspace and kNormWorkspace int64 zeros, which a call leaves as zeros.
   m.def(
       "optimizer_step(Tensor table, Tensor numbers, int algorithm, int rounding, int moments, "
-      "Tensor? norm, float max_norm, Tensor? grad_scale, Tensor? skip, int seed, bool zero_grad) "
-      "-> ()");
+      "Tensor? norm, float max_norm, Tensor? grad_scale, Tensor? skip, int seed, bool zero_grad, "
+      "Tensor(a!) workspace) -> ()");
   // Of the table only grad, numel, offset, first_chunk and grad_is_bf16 are read. out: () float32.
-  m.def("grad_norm(Tensor table, Tensor(a!) out) -> ()");
+  m.def("grad_norm(Tensor table, Tensor(a!) out, Tensor(b!) workspace) -> ()");
 
   // Of the CUDA library: why none of its kernels runs on that device; empty where they do.
   m.def("cuda_error(int device) -> str");

@@ -37,9 +37,7 @@ Table table_of(const Tensor& table) {
                   "optimizer on the CPU: the table must have ", sizeof(StepRow) / 8, " columns");
   const auto* rows = static_cast<const StepRow*>(table.const_data_ptr());
   const int64_t count = table.size(0);
-  if (count == 0) return {rows, 0, 0};
-  const StepRow& last = rows[count - 1];
-  return {rows, count, last.first_chunk + (lead_of(last) + last.numel + kChunk - 1) / kChunk};
+  return {rows, count, chunks_of(rows, count)};
 }
 
 // run(chunk, row, begin, end) for every chunk of every row.
@@ -60,12 +58,13 @@ const float* scalar(const std::optional<Tensor>& tensor) {
 
 void step(Tensor table_tensor, Tensor numbers, int64_t algorithm, int64_t rounding, int64_t moments,
           std::optional<Tensor> norm, double max_norm, std::optional<Tensor> grad_scale,
-          std::optional<Tensor> skip, int64_t seed, bool zero_grad) {
+          std::optional<Tensor> skip, int64_t seed, bool zero_grad, Tensor /*workspace*/) {
   const Table table = table_of(table_tensor);
   const auto* groups = static_cast<const GroupNumbers*>(numbers.const_data_ptr());
   STD_TORCH_CHECK(numbers.is_contiguous() && numbers.size(1) * 8 == sizeof(GroupNumbers),
                   "optimizer on the CPU: numbers must have ", sizeof(GroupNumbers) / 8, " columns");
   const Gate gate{scalar(norm), max_norm, scalar(grad_scale), scalar(skip)};
+  if (skips(gate)) return;
   const auto run = FT_BEST(optimizer_step);
   each_chunk_of(table, [&](int64_t, const StepRow& row, int64_t begin, int64_t end) {
     run({static_cast<Algorithm>(algorithm), static_cast<Rounding>(rounding),
@@ -73,14 +72,11 @@ void step(Tensor table_tensor, Tensor numbers, int64_t algorithm, int64_t roundi
          static_cast<uint64_t>(seed), zero_grad, begin, end},
         power);
   });
-  const bool skipped = (gate.skip != nullptr && *gate.skip != 0.0f) ||
-                       (gate.norm != nullptr && !std::isfinite(*gate.norm));
-  if (skipped) return;
   for (int64_t i = 0; i < table.count; ++i) *table.rows[i].step += 1.0f;
 }
 
 // Partial sums in double, one a chunk, added up in their order whatever the number of threads.
-void norm(Tensor table_tensor, Tensor out) {
+void norm(Tensor table_tensor, Tensor out, Tensor /*workspace*/) {
   const Table table = table_of(table_tensor);
   std::vector<double> partial(table.chunks);
   const auto run = FT_BEST(sum_of_squares);

@@ -50,7 +50,7 @@ FT_INLINE VecF32 quick_root(VecF32 value) {
   const VecF32 close = some * estimate;
   return close * (1.5f - 0.5f * estimate * close);
 #else
-  return root(value);
+  return root(larger(value, VecF32{} + 1e-37f));
 #endif
 }
 FT_INLINE VecF32 quick_quotient(VecF32 value, VecF32 divisor) {
@@ -65,6 +65,7 @@ FT_INLINE VecF32 quick_quotient(VecF32 value, VecF32 divisor) {
   return value * (estimate * (2.0f - divisor * estimate));
 #endif
 }
+FT_INLINE VecF32 product(VecF32 value, float factor) { return rounded(VecF32(value * factor)); }
 template <class V>
 FT_INLINE V splat(float value) {
   return V{} + value;
@@ -334,7 +335,6 @@ struct Block {
 template <Algorithm algorithm, Rounding rounding, Moments moments>
 void step(const StepChunk& chunk, double (*power)(double, double)) {
   const Scalars scalars = scalars_of<algorithm>(*chunk.numbers, chunk.step, *chunk.gate, power);
-  if (scalars.skip) return;
   const uint64_t key = step_key(chunk.seed, chunk.row->stream, static_cast<float>(chunk.step));
   const int64_t lead = lead_of(*chunk.row);
   for (int64_t begin = chunk.begin; begin < chunk.end;) {

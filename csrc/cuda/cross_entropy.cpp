@@ -8,6 +8,8 @@
 
 #include <string>
 
+#include "stream.h"
+
 namespace fasttrain {
 namespace {
 
@@ -61,12 +63,6 @@ CrossEntropy problem_of(const Tensor& logits, const Tensor& targets, const Tenso
   STD_TORCH_CHECK(statistics.dim() == 2 && statistics.size(1) == kFields,
                   "cross_entropy on CUDA: statistics must have five columns");
   return problem;
-}
-
-void* current_stream(int device) {
-  void* stream = nullptr;
-  TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(device, &stream));
-  return stream;
 }
 
 template <class Launch>

@@ -15,14 +15,13 @@
 #include <type_traits>
 
 #include "cross_entropy.h"
+#include "launch.h"
 
 namespace fasttrain {
 namespace {
 
 constexpr int kThreads = 512;      // of a block that shares its multiprocessor with others
 constexpr int kMaxThreads = 1024;  // of a block that has it alone; leaves 64 registers a thread
-constexpr int kWarp = 32;
-constexpr unsigned kWholeWarp = 0xffffffff;
 
 // Vectors that a thread loads before it works on them: 512 threads ask for 32 KB at once, where
 // an H100 needs 18 KB on their way to every multiprocessor. With a softcap tanh binds, not memory.
@@ -473,12 +472,6 @@ template <class T>
 struct Stored {
   using type = T;
 };
-
-const char* text_of(cudaError_t error) {
-  if (error == cudaSuccess) return nullptr;
-  cudaGetLastError();  // forgets it, so that no later call reports it as its own
-  return cudaGetErrorString(error);
-}
 
 // Calls `launch` with the type of the logits and whether there is a softcap.
 template <class Launch>

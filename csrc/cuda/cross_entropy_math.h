@@ -5,11 +5,7 @@
 #include <cmath>
 #include <cstdint>
 
-#ifdef __CUDACC__
-#define FT_HOST_DEVICE __host__ __device__ __forceinline__
-#else
-#define FT_HOST_DEVICE inline
-#endif
+#include "../common/host_device.h"
 
 namespace fasttrain {
 

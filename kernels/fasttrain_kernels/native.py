@@ -61,6 +61,8 @@ def cuda_why_not(device: torch.device) -> str | None:
     """Why the CUDA kernels can't run on `device`, or None; loads their library."""
     if (reason := why_not("_C_cuda")) is not None:
         return reason
+    if not torch.cuda.is_available():
+        return "this process sees no CUDA device"
     index = torch.cuda.current_device() if device.index is None else device.index
     error = str(torch.ops.fasttrain_native.cuda_error(index))
     return f"_C_cuda.so does not run on this device: {error}" if error else None

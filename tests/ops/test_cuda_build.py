@@ -1,6 +1,7 @@
 """The CUDA library, on a machine without a GPU: its machine code, its symbols, its arithmetic.
 
-The arithmetic runs on the host: csrc/cuda/cross_entropy_math.h is what the kernels are made of.
+The arithmetic runs on the host: csrc/cuda/cross_entropy_math.h is what those kernels are made of.
+That of optimizers is in test_cuda_optimizer.py.
 """
 
 import ctypes
@@ -65,8 +66,15 @@ def test_no_kernel_spills_and_two_blocks_fit(architecture):
     for kind in (r"\dforward_backward_kernel", r"\dbackward_kernel", r"\dforward_kernel"):
         # Three types of logits, with a softcap and without.
         assert sum(re.search(kind, name) is not None for name in kernels) == 6, kind
+    # Three algorithms, four roundings, three kinds of moments, and sgd without any; and the norm.
+    assert sum("step_kernel" in name for name in kernels) == 3 * 4 * 3 + 4
+    assert sum("norm_kernel" in name for name in kernels) == 1
     for name, (registers, stack, shared, local) in kernels.items():
         assert stack == local == 0, name
+        if re.search("step_kernel|norm_kernel", name):
+            # 96: five blocks of 128 threads, as optimizer.cu has it; all else lies in registers.
+            assert registers <= 96 and shared <= 2048, name
+            continue
         # 64: two blocks of 512 threads, or one of 1024, on a multiprocessor.
         assert registers <= 64, name
         # What plan() in cross_entropy.cu sets aside, with the 1 KB that the system takes: from

@@ -70,6 +70,7 @@ BACKENDS = {
     "liger_provider.py",
 }
 PARTS = {
+    "grad_norm": {"native_norm.py"},
     "cross_entropy": {"native_rows.py", "triton_rows.py"},
     "linear_cross_entropy": {"arguments.py", "by_rows.py", "by_panels.py", "products.py"},
     "rope": {"table.py", "triton_heads.py"},

@@ -24,8 +24,4 @@ def unsupported(problem: Problem) -> str | None:
     if problem.dtype not in SERVED:
         listed = ", ".join(short(dtype) for dtype in SERVED)
         return f"serves {listed}, not {short(problem.dtype)}"
-    if (reason := native.why_not("_C_cuda")) is not None:
-        return reason
-    if not torch.cuda.is_available():
-        return "this process sees no CUDA device"
     return native.cuda_why_not(problem.device)

@@ -25,7 +25,10 @@ def describe(*, device: torch.device | str, dtype: torch.dtype, rows: int = 0) -
 
 GRAD_NORM = Op(
     NAME,
-    candidates=(Candidate("cpu", f"{FOLDER}.cpu_kernel", devices=("cpu",)),),
+    candidates=(
+        Candidate("cpu", f"{FOLDER}.cpu_kernel", devices=("cpu",)),
+        Candidate("cuda", f"{FOLDER}.cuda_kernel", devices=("cuda",), isolated=True),
+    ),
     folder=FOLDER,
     describe=describe,
     example={},

@@ -5,6 +5,7 @@ import torch
 from fasttrain_kernels.checks import short
 from fasttrain_kernels.ops.optimizer_step.reference import Problem
 from fasttrain_kernels.ops.optimizer_step.step import Step
+from fasttrain_kernels.ops.optimizer_step.table import STEP_WORKSPACE
 
 ALGORITHMS = {"adamw": 0, "lion": 1, "sgd": 2}
 ROUNDINGS = {"none": 0, "master": 1, "stochastic": 2, "kahan": 3}
@@ -38,4 +39,5 @@ def run(work: Step) -> None:
         work.skip,
         work.seed,
         work.zero_grad,
+        work.table.workspace(STEP_WORKSPACE),
     )

@@ -41,7 +41,10 @@ def describe(
 
 OPTIMIZER_STEP = Op(
     NAME,
-    candidates=(Candidate("cpu", f"{FOLDER}.cpu_kernel", devices=("cpu",)),),
+    candidates=(
+        Candidate("cpu", f"{FOLDER}.cpu_kernel", devices=("cpu",)),
+        Candidate("cuda", f"{FOLDER}.cuda_kernel", devices=("cuda",), isolated=True),
+    ),
     folder=FOLDER,
     describe=describe,
     example={},

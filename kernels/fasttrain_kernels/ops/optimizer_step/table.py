@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 # scale, and those that are a unit of work.
 BLOCK = 256
 CHUNK = 64 * BLOCK
+# int64 that a GPU's kernels count and add up in, as kStepWorkspace and kNormWorkspace there.
+STEP_WORKSPACE, NORM_WORKSPACE = 1, 1 + 2048
 
 
 class Table:
@@ -27,6 +29,7 @@ class Table:
     def __init__(self) -> None:
         self._rows: list[tuple[int, ...]] = []
         self._tensor: Tensor | None = None
+        self._workspace: Tensor | None = None
 
     def of(self, slots: Sequence[Slot]) -> Tensor:
         """(slots, 14) int64: the columns of StepRow in csrc/common/optimizer.h."""
@@ -35,6 +38,17 @@ class Table:
     def of_gradients(self, gradients: Sequence[Tensor]) -> Tensor:
         """The same for gradients alone, which are contiguous."""
         return self._holding(_numbered(map(_gradient_row, gradients)), gradients[0].device)
+
+    def workspace(self, size: int) -> Tensor:
+        """(size,) int64 zeros beside the rows, which each launch leaves as zeros.
+
+        Launches that are under way at once, on streams of their own, need a table each.
+        """
+        assert self._tensor is not None
+        known, device = self._workspace, self._tensor.device
+        if known is None or known.device != device or len(known) != size:
+            known = self._workspace = torch.zeros(size, dtype=torch.int64, device=device)
+        return known
 
     def _holding(self, rows: list[tuple[int, ...]], device: torch.device) -> Tensor:
         if self._tensor is None or rows != self._rows:
