@@ -1,12 +1,13 @@
 """How many steps Muon and AdamW take to the same loss, each at the best of three learning rates.
 
-    python bench/train/prepare.py
-    python bench/train/optimizers.py        # half an hour on one core of an EPYC
+    python bench/train/prepare.py && python bench/train/optimizers.py
+    python bench/train/optimizers.py configs/quickstart.yaml --steps 150
 
-The model of this folder's comparison from random weights, and its chats, in packs of 512 tokens.
-The best rate of each is the one of the lowest loss at the end with the first seed; there, two more
-seeds draw other weights and another order. The loss to be reached is AdamW's at the end, over the
-seeds. Losses are means of ten steps. Writes `optimizers` into bench/results/<device>/train.json.
+The recipe, by default this folder's, is trained with a constant rate after a warm-up. The best rate
+of each optimizer is the one of the lowest loss at the end with the first seed; there, two more seeds
+draw another order, and other weights where they are random. The loss to be reached is AdamW's at the
+end, over the seeds. Losses are means of ten steps. Writes a section into
+bench/results/<device>/train.json.
 """
 
 from __future__ import annotations
@@ -20,62 +21,44 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from results import write_section
-from workload import ROOT, WORK
+from workload import ROOT
 
 sys.path.insert(0, str(ROOT))
 import torch
 from fasttrain_kernels.fingerprint import slug
-from transformers import AutoConfig
 
 import fasttrain
 from bench.harness import machine
 
-OPTIMIZERS = {
-    "adamw": {"betas": [0.9, 0.95]},
-    "muon": {"betas": [0.9, 0.95]},
-}
-RATES = (3e-4, 1e-3, 3e-3)
+OPTIMIZERS = ("adamw", "muon")
+RATES = (1e-3, 3e-3, 1e-2)
 SEEDS = (1, 2, 3)
-STEPS = 60
 WINDOW = 10  # steps that a loss is the mean of
-# What a model's file says of itself beside its shape.
-NOT_SHAPE = ("architectures", "model_type", "dtype", "transformers_version", "_name_or_path")
 
 
-def recipe(name: str, rate: float, seed: int, folder: Path) -> dict[str, Any]:
-    """The config of one run."""
-    made = WORK / "cpu"
-    shape = AutoConfig.from_pretrained(made / "model").to_diff_dict()
-    return {
-        "type": "sft",
-        "seed": seed,
-        "model": {
-            "type": "random",
-            "architecture": "llama",
-            "config": {key: value for key, value in shape.items() if key not in NOT_SHAPE},
-        },
-        "tokenizer": {"type": "huggingface", "name_or_path": str(made / "model")},
-        "data": {"sources": [str(made / "chats.jsonl")], "max_length": 512},
-        "optimizer": {
-            "type": name,
-            "learning_rate": rate,
-            "weight_decay": 0.1,
-            **OPTIMIZERS[name],
-        },
-        "scheduler": {"type": "constant", "warmup_steps": 5},
-        "max_steps": STEPS,
-        "logging": {"every_steps": 1},
-        "checkpoint": [],
-        "resume": "never",
-        "output_dir": str(folder / "run"),
-    }
-
-
-def losses_of(name: str, rate: float, seed: int) -> list[float]:
+def losses_of(recipe: str, steps: int, name: str, rate: float, seed: int) -> list[float]:
     """The loss of every step of one run."""
     with TemporaryDirectory() as folder:
         config = Path(folder) / "run.yaml"
-        config.write_text(json.dumps(recipe(name, rate, seed, Path(folder))))
+        values = {
+            "extends": str(Path(recipe).resolve()),
+            "seed": seed,
+            "optimizer": {
+                "type": name,
+                "learning_rate": rate,
+                "weight_decay": 0.1,
+                "betas": [0.9, 0.95],
+            },
+            "scheduler": {"type": "constant", "warmup_steps": 10, "warmup_ratio": 0.0},
+            "max_steps": steps,
+            "logging": {"every_steps": 1},
+            "checkpoint": [],
+            "callbacks": [],
+            "eval": {"at_start": False, "every_steps": None},
+            "resume": "never",
+            "output_dir": f"{folder}/run",
+        }
+        config.write_text(json.dumps(values))
         fasttrain.run(str(config))
         lines = (Path(folder) / "run" / "metrics.jsonl").read_text().splitlines()
     return [entry["loss"] for entry in map(json.loads, lines) if "loss" in entry]
@@ -98,13 +81,14 @@ def steps_to(curve: list[float], target: float) -> int | None:
     return next((step for step, loss in enumerate(curve, 1) if loss <= target), None)
 
 
-def train() -> dict[str, dict[float, list[list[float]]]]:
+def train(recipe: str, steps: int) -> dict[str, dict[float, list[list[float]]]]:
     """Losses by optimizer, rate and seed: of the best rate of each with every seed."""
     runs: dict[str, dict[float, list[list[float]]]] = {}
     for name in OPTIMIZERS:
-        runs[name] = {rate: [losses_of(name, rate, SEEDS[0])] for rate in RATES}
-        best = best_rate(runs[name])
-        runs[name][best] += [losses_of(name, best, seed) for seed in SEEDS[1:]]
+        first = {rate: [losses_of(recipe, steps, name, rate, SEEDS[0])] for rate in RATES}
+        best = best_rate(first)
+        first[best] += [losses_of(recipe, steps, name, best, seed) for seed in SEEDS[1:]]
+        runs[name] = first
     return runs
 
 
@@ -137,11 +121,16 @@ def summary(runs: dict[str, dict[float, list[list[float]]]]) -> dict[str, Any]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--threads", type=int, default=1)
-    torch.set_num_threads(parser.parse_args().threads)
-    found = {"machine": machine("cpu"), "steps": STEPS, "seeds": SEEDS, **summary(train())}
+    parser.add_argument("recipe", nargs="?", default=str(ROOT / "bench/train/fasttrain.yaml"))
+    parser.add_argument("--steps", type=int, default=100)
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    given = parser.parse_args()
+    torch.set_num_threads(given.threads)
+    before = machine("cpu")
+    found = {"machine": before, "recipe": Path(given.recipe).name, "steps": given.steps}
+    found |= {"seeds": SEEDS, **summary(train(given.recipe, given.steps))}
     path = ROOT / "bench" / "results" / slug("cpu") / "train.json"
-    write_section(path, "optimizers", found)
+    write_section(path, f"optimizers ({found['recipe']})", found)
     print(json.dumps({key: value for key, value in found.items() if key != "curves"}, indent=1))
 
 

@@ -4,7 +4,6 @@ import copy
 import io
 import math
 import mmap
-from dataclasses import replace
 from itertools import pairwise
 from types import SimpleNamespace
 
@@ -334,8 +333,8 @@ def test_more_elements_than_32_bits_count():
     table = Table().of([slot])
     table[0, -2] = -((count - 5) // CHUNK)  # chunks of the rows before it
     numbers = torch.tensor([Numbers(1.0, 0, 0, 0, 0)], dtype=torch.float64)
-    work = Step("sgd", "stochastic", "none", [slot], numbers, table=None)
-    native_step.run(replace(work, table=SimpleNamespace(of=lambda slots: table)))
+    rows = SimpleNamespace(of=lambda slots: table, workspace=lambda size: torch.zeros(size).long())
+    native_step.run(Step("sgd", "stochastic", "none", [slot], numbers, table=rows))
     assert param[-7:].tolist() == [0, 0, -1, -1, -1, -1, -1]
     assert steps == 1
 
