@@ -3,10 +3,10 @@
     python bench/train/prepare.py && python bench/train/optimizers.py
     python bench/train/optimizers.py configs/quickstart.yaml --steps 150
 
-The recipe, by default this folder's, is trained with a constant rate after a warm-up. The best rate
-of each optimizer is the one of the lowest loss at the end with the first seed; there, two more seeds
-draw another order, and other weights where they are random. The loss to be reached is AdamW's at the
-end, over the seeds. Losses are means of ten steps. Writes a section into
+The recipe, by default this folder's, is trained with a constant rate after a warm-up. The best
+rate of each optimizer is the one of the lowest loss at the end with the first seed; there, two more
+seeds draw another order, and other weights where they are random. The loss to be reached is AdamW's
+at the end, over the seeds. Losses are means of ten steps. Writes a section into
 bench/results/<device>/train.json.
 """
 
@@ -49,7 +49,7 @@ def losses_of(recipe: str, steps: int, name: str, rate: float, seed: int) -> lis
                 "weight_decay": 0.1,
                 "betas": [0.9, 0.95],
             },
-            "scheduler": {"type": "constant", "warmup_steps": 10, "warmup_ratio": 0.0},
+            "scheduler": {"type": "constant", "warmup_ratio": 0.05},
             "max_steps": steps,
             "logging": {"every_steps": 1},
             "checkpoint": [],
