@@ -24,7 +24,8 @@ constexpr int32_t kHost = -1;
 template <class Row>
 const Row* rows_of(const Tensor& tensor, ScalarType dtype, const char* name) {
   STD_TORCH_CHECK(tensor.get_device_index() != kHost && tensor.scalar_type() == dtype &&
-                      tensor.is_contiguous() && tensor.dim() == 2 && tensor.size(1) * 8 == sizeof(Row),
+                      tensor.is_contiguous() && tensor.dim() == 2 &&
+                      tensor.size(1) * 8 == sizeof(Row),
                   "optimizer on CUDA: ", name, " must have ", sizeof(Row) / 8,
                   " contiguous columns, on the device");
   return static_cast<const Row*>(tensor.const_data_ptr());

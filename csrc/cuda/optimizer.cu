@@ -1,10 +1,10 @@
 // Steps of optimizers and the norm of gradients on CUDA: one launch each for all tensors.
 //
 // Both are memory traffic: a parameter in float32 takes 28 bytes a step, one of bfloat16 with
-// moments of 8 bits 10. At 4.3 TB/s, which is what an H200 copies at, that is 6.5 and 2.4 ms for 1e9
-// of them, and each of 132 multiprocessors must have some 25 KB on their way to it: 33 bytes a
-// nanosecond, for which it waits 750. Arithmetic hides behind that while a parameter of 10 bytes takes at most 69
-// instructions; it takes 80, which 86 % of the bandwidth leave time for.
+// moments of 8 bits 10. At 4.3 TB/s, which is what an H200 copies at, that is 6.5 and 2.4 ms for
+// 1e9 of them, and each of 132 multiprocessors must have some 25 KB on their way to it: 33 bytes a
+// nanosecond, for which it waits 750. Arithmetic hides behind that while a parameter of 10 bytes
+// takes at most 69 instructions; it takes 80, which 86 % of the bandwidth leave time for.
 //
 // Grids are of a fixed size; chunks of the table are dealt out to thread blocks in turn, so that
 // those at work are in the same part of memory. The host reads nothing of the table, nor waits.
@@ -42,7 +42,7 @@ __device__ int row_of(const StepRow* rows, int count, int chunk) {
   return low;
 }
 
-// Whether this is the last of `blocks` thread blocks to come here, which sees what all have written.
+// Whether this is the last of `blocks` thread blocks to come here. It sees what all have written.
 __device__ bool is_last(int64_t* workspace, int blocks) {
   __shared__ bool last;
   __syncthreads();

@@ -1,5 +1,5 @@
 // What one thread does to its 8 neighbouring elements: a warp steps a block of 256. Without a word
-// of CUDA, so that tests/ops/test_cuda_optimizer.py can run it on the host, a thread after the other.
+// of CUDA, so that tests/ops/test_cuda_optimizer.py can run it on the host, thread after thread.
 #pragma once
 
 #include "eight.h"
