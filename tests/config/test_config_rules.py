@@ -54,6 +54,17 @@ ROW = '{"prompt": "a", "completion": "b"}\n'
             "weight_decay, or drop the rule.",
         ),
         (
+            "optimizer: {gradient_release: true}\n",
+            "optimizer.gradient_release: can't clip by the norm of all gradients (got "
+            "max_grad_norm: 1). Set max_grad_norm: 0.",
+        ),
+        (
+            "optimizer: {gradient_release: true}\nmax_grad_norm: 0\nglobal_batch_size: 4\n",
+            "optimizer.gradient_release: can't add up gradients over the micro-batches of a step. "
+            "Drop gradient_accumulation_steps, and global_batch_size where it is larger than "
+            "micro_batch_size.",
+        ),
+        (
             "optimizer: {rules: [{match: [], weight_decay: 0}]}\n",
             "optimizer.rules[0].match: no globs (got an empty list). Name parameters, such as "
             "`model.layers.0.*`.",
