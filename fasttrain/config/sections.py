@@ -179,7 +179,7 @@ class _Builder:
         full = (*path, *loc)
         node = find(self._root, full)
         if error["type"] == "extra_forbidden":
-            hint = self._unknown_key_hint(config, loc)
+            hint = self._unknown_key_hint(config, loc, full)
             self._report(nearest(self._root, full), full, "unknown key.", hint)
         elif error["type"] == "missing":
             field = config.model_fields.get(str(loc[0])) if len(loc) == 1 else None
@@ -189,10 +189,16 @@ class _Builder:
         else:
             self._report(nearest(self._root, full), full, describe(error, node))
 
-    def _unknown_key_hint(self, config: type[BaseModel], loc: tuple[str | int, ...]) -> str:
+    def _unknown_key_hint(
+        self, config: type[BaseModel], loc: tuple[str | int, ...], full: KeyPath
+    ) -> str:
         """The nearest key of the section, or the section that a key like it belongs to."""
         name = str(loc[-1])
         homes = _homes()
+        if homes.get(name) == key_text(full):  # a section of another `type` has it
+            kind = COMPONENTS[str(full[0])]
+            having = [t for t in kind.names() if name in kind.config(t).model_fields]
+            return f"It belongs to {', '.join(having)}."
         own = keys_at(config, loc[:-1])
         for known in ({name} & set(homes), own, homes):
             close = difflib.get_close_matches(name, known, n=1)

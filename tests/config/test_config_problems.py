@@ -25,6 +25,11 @@ from fasttrain.config.load import load
             "optimizer: {seed: 1}\n",
             "optimizer.seed: unknown key. Did you mean 'seed'?",
         ),
+        (
+            "optimizer: {type: sgd, eps: 0.1}\n",
+            "optimizer.eps: unknown key. It belongs to adamw, bitsandbytes_adamw, muon, "
+            "schedule_free_adamw, torchao_adamw.",
+        ),
         ("every_steps: 3\n", "every_steps: unknown key. Did you mean 'eval.every_steps'?"),
         (
             "logging: {qqq: 1}\n",
