@@ -8,6 +8,8 @@ from typing import NamedTuple
 
 import pytest
 import torch
+from fasttrain_kernels import grad_norm
+from fasttrain_kernels.ops.grad_norm.op import Tables
 from fasttrain_kernels.optim import SGD, AdamW, Lion
 
 from bench.harness import Absent, Case, Provider
@@ -171,4 +173,21 @@ def test_optimizer_step(compare, device, kind):
         ],
         ours="fasttrain",
         baseline="torch fused",
+    )
+
+
+@pytest.mark.parametrize("dtype", [F32, BF16], ids=["fp32", "bf16"])
+def test_grad_norm(compare, device, dtype):
+    count = COUNT[device]
+    gradients = [parameter.grad for parameter in parameters(count, dtype, device)]
+    tables = Tables()
+    name = f"{count // 10**6}M {str(dtype).removeprefix('torch.')}"
+    compare(
+        Case("grad_norm", name, count * dtype.itemsize),
+        [
+            Provider("fasttrain", lambda: lambda: grad_norm(gradients, tables=tables)),
+            Provider("torch", lambda: lambda: torch.nn.utils.get_total_norm(gradients)),
+        ],
+        ours="fasttrain",
+        baseline="torch",
     )
