@@ -25,7 +25,7 @@ from workload import ROOT
 
 sys.path.insert(0, str(ROOT))
 import torch
-from fasttrain_kernels.fingerprint import slug
+from fasttrain_kernels.fingerprint import device_name, slug
 
 import fasttrain
 from bench.harness import machine
@@ -129,7 +129,7 @@ def main() -> None:
     before = machine("cpu")
     found = {"machine": before, "recipe": Path(given.recipe).name, "steps": given.steps}
     found |= {"seeds": SEEDS, **summary(train(given.recipe, given.steps))}
-    path = ROOT / "bench" / "results" / slug("cpu") / "train.json"
+    path = ROOT / "bench" / "results" / slug(device_name("cpu")) / "train.json"
     write_section(path, f"optimizers ({found['recipe']})", found)
     print(json.dumps({key: value for key, value in found.items() if key != "curves"}, indent=1))
 
