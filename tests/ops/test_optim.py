@@ -327,6 +327,20 @@ def test_a_closure_is_called_with_gradients():
     assert parameter.detach().tolist() == [0, 0, 0]
 
 
+@torch.no_grad()
+def test_a_closure_has_gradients_where_its_caller_has_none():
+    parameter = nn.Parameter(torch.tensor([3.0]))
+    optimizer = SGD([parameter], 0.1)
+
+    def closure():
+        loss = parameter.square().sum()
+        loss.backward()
+        return loss
+
+    optimizer.step(closure)
+    assert parameter.item() == pytest.approx(2.4)
+
+
 def test_gradients_are_cleared_by_the_step_where_that_is_asked_for():
     params = parameters(shapes=[(7, 9)])
     params.append(nn.Parameter(torch.randn(9, 7).t()))

@@ -203,3 +203,27 @@ def test_gradient_release_keeps_as_many_norms_as_parameters():
         squares += float(releases[0].norm()) ** 2
     assert len(releases[1]._norms) <= 2
     assert float(releases[1].norm()) == pytest.approx(math.sqrt(squares), rel=1e-6)
+
+
+# --- what is drawn for random rounding ------------------------------------------------------------
+
+
+def test_random_rounding_follows_the_seed():
+    ends = []
+    for seed in (0, 0, 1):
+        params = parameters(BF16, [(300,)])
+        train(SGD(params, 1e-3, rounding="stochastic", seed=seed), params, 1)
+        ends.append(values(params)[0])
+    assert torch.equal(ends[0], ends[1])
+    assert not torch.equal(ends[0], ends[2])
+
+
+def test_each_tensor_draws_bits_of_its_own_whether_or_not_others_have_gradients():
+    params = [nn.Parameter(torch.ones(300, dtype=BF16)) for _ in range(4)]
+    for parameter in params:
+        parameter.grad = torch.full_like(parameter, 0.3)
+    params[2].grad = None
+    SGD(params[:2], 1e-2, rounding="stochastic").step()
+    SGD([params[2], params[3]], 1e-2, rounding="stochastic").step()
+    assert not torch.equal(params[0], params[1])
+    assert torch.equal(params[1], params[3])
