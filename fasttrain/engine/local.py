@@ -56,6 +56,16 @@ class LocalEngine(Engine):
         max_grad_norm: float,
         hooks: Hooks,
     ) -> None:
+        if self.precision.masters and not isinstance(optimizer, ClippingOptimizer):
+            raise UserError(
+                Problem(
+                    key="precision",
+                    what="weights are in bf16 with fp32 masters in the optimizer, and "
+                    f"{type(optimizer).__name__} keeps none.",
+                    hint="Where create_optimizer is wrapped, return an optimizer of "
+                    "fasttrain_kernels.optim; or register one of your own as optimizer.type.",
+                )
+            )
         self._model = model
         self._optimizer = optimizer
         self._max_grad_norm = max_grad_norm

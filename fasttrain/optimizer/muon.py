@@ -11,7 +11,7 @@ from fasttrain_kernels.optim import Muon, OnePassOptimizer
 from fasttrain.config.errors import Problem, UserError
 from fasttrain.config.schema.optimizer import MuonConfig
 from fasttrain.core.interfaces import ParameterGroup
-from fasttrain.core.kernel_plan import KernelPlan
+from fasttrain.core.kernel_plan import KernelPlan, fits
 from fasttrain.optimizer.named_groups import named_groups
 from fasttrain.optimizer.one_pass import OnePassFactory
 from fasttrain.runtime.precision import Precision
@@ -48,14 +48,13 @@ class MuonFactory(OnePassFactory):
         UserError where none is.
         """
         made = []
-        for group in named_groups(groups):
-            is_hidden = group["name"].startswith("matrices")
+        for known, group in zip(groups, named_groups(groups), strict=True):
+            is_hidden = known.role == "matrices"
             for whose, muon in (("Muon", True), ("AdamW", False)):
                 params = [p for p in group["params"] if (is_hidden and is_matrix(p[1])) == muon]
                 if params:
-                    name, rate = f"{group['name']} ({whose})", group["lr"]
-                    if not muon and self.config.adamw_learning_rate is not None:
-                        rate *= self.config.adamw_learning_rate / self.config.learning_rate
+                    name = f"{group['name']} ({whose})"
+                    rate = group["lr"] * (1.0 if muon else self._adamw_share(known))
                     made.append({**group, "name": name, "params": params, "lr": rate, "muon": muon})
         if not any(group["muon"] for group in made):
             raise UserError(
@@ -66,6 +65,19 @@ class MuonFactory(OnePassFactory):
                 )
             )
         return made
+
+    def _adamw_share(self, group: ParameterGroup) -> float:
+        """What a group's rate is multiplied by where AdamW steps it: a rule's own rate stands."""
+        config = self.config
+        is_given = any(
+            rule.learning_rate is not None and fits(name, glob)
+            for rule in config.rules
+            for glob in rule.match
+            for name in group.names
+        )
+        if is_given or config.adamw_learning_rate is None:
+            return 1.0
+        return float(config.adamw_learning_rate / config.learning_rate)
 
     def algorithm(self) -> str:
         return "adamw"

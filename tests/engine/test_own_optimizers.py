@@ -5,6 +5,7 @@ import torch
 from fasttrain_kernels.optim import AdamW, GradientRelease
 from toys import ToyModel, batch_of, document, sum_of_losses
 
+from fasttrain.config.errors import UserError
 from fasttrain.config.schema.engine import LocalEngineConfig
 from fasttrain.core.batch import LossSum
 from fasttrain.core.events import Hooks
@@ -67,6 +68,14 @@ def test_16_bit_weights_have_masters_and_sums_of_gradients():
         assert all(optimizer.state[p]["master"].dtype == torch.float32 for p in model.parameters())
         assert all(getattr(p, "main_grad", None) is None for p in model.parameters())
     torch.testing.assert_close(norms["one"], norms["four"], rtol=4e-3, atol=0)
+
+
+def test_an_optimizer_without_masters_is_refused_where_it_has_to_keep_them():
+    """It would round every step to bf16, and see no gradient that was added up beside it."""
+    engine, model, _ = engine_for("bf16-mixed")
+    torchs = torch.optim.AdamW(model.parameters())
+    with pytest.raises(UserError, match="AdamW keeps none"):
+        engine.attach(model, torchs, max_grad_norm=0.0, hooks=Hooks())
 
 
 def test_a_sum_loses_nothing_that_bfloat16_would():

@@ -104,6 +104,24 @@ def test_muon_steps_hidden_matrices_and_says_so():
     ]
 
 
+def test_a_rules_own_rate_stands_beside_that_of_muons_adamw():
+    rules = [
+        {"match": "1.*", "learning_rate": 5e-4},
+        {"match": "0.bias", "learning_rate_scale": 0.5},
+    ]
+    options = {"learning_rate": 1e-3, "adamw_learning_rate": 1e-4, "rules": rules}
+    _, optimizer = build("muon", **options)
+    rates = {g["name"]: g["lr"] for g in optimizer.param_groups}
+    assert rates == pytest.approx(
+        {
+            "matrices (Muon)": 1e-3,
+            "vectors (AdamW)": 1e-4,
+            "vectors · 1.* (AdamW)": 5e-4,
+            "vectors · 0.bias (AdamW)": 5e-5,
+        }
+    )
+
+
 def test_muon_on_nothing_is_refused():
     config = OPTIMIZERS.config("muon")()
     groups = parameter_groups(nn.Linear(1, 5), config)

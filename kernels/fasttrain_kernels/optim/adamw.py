@@ -7,7 +7,7 @@ from typing import Any
 from torch import Tensor
 
 from fasttrain_kernels.ops.optimizer_step.step import Numbers
-from fasttrain_kernels.optim.one_pass import OnePassOptimizer, check_share
+from fasttrain_kernels.optim.one_pass import OnePassOptimizer, check_betas
 from fasttrain_kernels.optim.slots import Names
 
 
@@ -48,7 +48,7 @@ class AdamW(OnePassOptimizer):
 
     def check(self, group: dict[str, Any]) -> None:
         super().check(group)
-        check_share(group, "betas", group["betas"])
+        check_betas(group)
         if not group["eps"] >= 0:
             raise ValueError(f"eps={group['eps']}; expected 0 or more")
 

@@ -37,8 +37,9 @@ class GradientRelease:
 
     def norm(self) -> Tensor:
         """The norm of all gradients since it was last asked for, () float32."""
-        norms, self._norms = self._norms, []
-        return grad_norm(norms)
+        norm = grad_norm(self._norms)
+        self._norms = []
+        return norm
 
     def remove(self) -> None:
         """Leave gradients to `optimizer.step()` again."""
@@ -48,5 +49,7 @@ class GradientRelease:
         self._optimizer.release = None
 
     def _step(self, parameter: Tensor) -> None:
+        if len(self._norms) >= len(self._handles):  # nobody asks: keep one number, not all of them
+            self._norms = [grad_norm(self._norms)]
         self._norms.append(self._optimizer.step_alone(parameter))
         parameter.grad = None

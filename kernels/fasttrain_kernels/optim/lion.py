@@ -7,7 +7,7 @@ from typing import Any
 from torch import Tensor
 
 from fasttrain_kernels.ops.optimizer_step.step import Numbers
-from fasttrain_kernels.optim.one_pass import OnePassOptimizer, check_share
+from fasttrain_kernels.optim.one_pass import OnePassOptimizer, check_betas
 from fasttrain_kernels.optim.slots import Names
 
 
@@ -47,7 +47,7 @@ class Lion(OnePassOptimizer):
 
     def check(self, group: dict[str, Any]) -> None:
         super().check(group)
-        check_share(group, "betas", group["betas"])
+        check_betas(group)
 
     def numbers(self, group: dict[str, Any]) -> Numbers:
         sign = -1.0 if group["maximize"] else 1.0

@@ -82,6 +82,8 @@ class Muon(AdamW):
     or `compensation`.
     """
 
+    options = (*AdamW.options, "newton_schulz_backend")
+
     def __init__(
         self,
         params: Any,
@@ -117,13 +119,16 @@ class Muon(AdamW):
             "maximize": maximize,
         }
         self.newton_schulz_backend = newton_schulz_backend
-        self._matrix_numbers: dict[Any, GroupNumbers] = {}
         OnePassOptimizer.__init__(self, params, defaults, **options)
         if not any(group["muon"] and group["params"] for group in self.param_groups):
             raise ValueError(
                 "Muon on 0 parameters: no group has muon=True; muon_groups(model) makes one of the "
                 "hidden matrices"
             )
+
+    def _begin(self) -> None:
+        super()._begin()
+        self._matrix_numbers: dict[Any, GroupNumbers] = {}
 
     def check(self, group: dict[str, Any]) -> None:
         super().check(group)

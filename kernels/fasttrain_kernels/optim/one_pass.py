@@ -48,6 +48,15 @@ class OnePassOptimizer(torch.optim.Optimizer):
 
     algorithm: ClassVar[Algorithm]
     names: ClassVar[Names]
+    # What holds for all groups: copies and files of an optimizer keep it, beside what torch keeps.
+    options: ClassVar[tuple[str, ...]] = (
+        "max_grad_norm",
+        "zero_grad_in_step",
+        "seed",
+        "backend",
+        "norm_backend",
+        "_slices",
+    )
 
     _step_supports_amp_scaling = True  # GradScaler then sets grad_scale and found_inf
     found_inf: Tensor | None = None
@@ -64,21 +73,25 @@ class OnePassOptimizer(torch.optim.Optimizer):
         norm_backend: str = AUTO,
     ) -> None:
         self._slices: Slices = {}
-        self._tables: dict[Any, Table] = {}
-        self._norm_tables = Tables()
-        self._numbers = GroupNumbers()
-        self._measured: Tensor | None = None
-        self.grad_norm: Tensor | None = None
-        if max_grad_norm is not None and max_grad_norm <= 0:
+        self._begin()
+        if max_grad_norm is not None and not max_grad_norm > 0:
             raise ValueError(f"max_grad_norm={max_grad_norm}; expected more than 0, or None")
         self.max_grad_norm = max_grad_norm
         self.zero_grad_in_step = zero_grad_in_step
         self.seed = seed
         self.backend = backend
         self.norm_backend = norm_backend
-        self.release: GradientRelease | None = None
         # torch's way to say that nothing of a step happens on the host.
         super().__init__(params, {**defaults, "capturable": True, "fused": True})
+
+    def _begin(self) -> None:
+        """What neither copies nor files of an optimizer have."""
+        self._tables: dict[Any, Table] = {}
+        self._norm_tables = Tables()
+        self._numbers = GroupNumbers()
+        self._measured: Tensor | None = None
+        self.grad_norm: Tensor | None = None
+        self.release: GradientRelease | None = None
 
     # --- for subclasses --------------------------------------------------------------------------
 
@@ -112,6 +125,11 @@ class OnePassOptimizer(torch.optim.Optimizer):
         self.grad_norm, self._measured = self._measured, None
         self._step(self._parameters(), self.grad_norm)
         return loss
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        """As torch's; and a norm that was measured, but not stepped by, is forgotten."""
+        super().zero_grad(set_to_none)
+        self._measured = None
 
     def measure(self) -> Tensor:
         """The norm of all gradients as they lie there, () float32. The next step goes by it.
@@ -181,7 +199,7 @@ class OnePassOptimizer(torch.optim.Optimizer):
         group = self.param_groups[-1]
         self.check(group)
         for parameter in group["params"]:
-            _check_parameter(parameter)
+            _check_parameter(parameter, group)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """As torch's, which would round masters and moments to the parameters' dtype."""
@@ -191,8 +209,13 @@ class OnePassOptimizer(torch.optim.Optimizer):
             for name, value in state_dict["state"].get(index, {}).items():
                 self.state[parameter][name] = _as_saved(value, parameter.device)
 
+    def __getstate__(self) -> dict[str, Any]:
+        return {**super().__getstate__(), **{name: getattr(self, name) for name in self.options}}
+
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
+        if not hasattr(self, "_tables"):  # a copy; load_state_dict() comes here too
+            self._begin()
         for group in self.param_groups:  # what torch's optimizers save lacks our options
             for name, value in self.defaults.items():
                 group.setdefault(name, value)
@@ -217,8 +240,19 @@ def check_share(group: dict[str, Any], name: str, values: Iterable[float]) -> No
         raise ValueError(f"{name}={group[name]}; expected 0 or more, and less than 1")
 
 
-def _check_parameter(parameter: Tensor) -> None:
+def check_betas(group: dict[str, Any]) -> None:
+    """ValueError unless `betas` are two numbers in [0, 1)."""
+    if len(group["betas"]) != 2:
+        raise ValueError(f"betas={group['betas']}; expected two numbers")
+    check_share(group, "betas", group["betas"])
+
+
+def _check_parameter(parameter: Tensor, group: dict[str, Any]) -> None:
     what = f"a parameter of shape {tuple(parameter.shape)}"
+    if parameter.dtype == torch.float16 and group["rounding"] == "stochastic":
+        raise ValueError(f"{what} is float16; rounding='stochastic' is for bfloat16")
+    if parameter.dtype == torch.float64 and group["moments"] == "8bit":
+        raise ValueError(f"{what} is float64; moments='8bit' are of float32")
     if not parameter.is_floating_point():
         raise ValueError(f"{what} is {parameter.dtype}, which has no step")
     if type(parameter.data) is not Tensor:

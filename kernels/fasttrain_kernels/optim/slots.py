@@ -100,10 +100,9 @@ def add_slot(
     kind = kind_of(parameter, gradient, group, has_moments)
     state = optimizer.state[parameter]
     make_state(state, names, parameter, kind, offset=place[1])
-    in_order = torch.empty_like(parameter)
     param = parameter.detach()
-    if param.stride() != in_order.stride():
-        param = in_order.copy_(param)
+    if param.stride() != dense_like(param).stride():
+        param = torch.empty_like(param).copy_(param)
         batch.copies.append((parameter, param))
     grad = gradient.detach()
     if grad.stride() != param.stride():
@@ -143,24 +142,62 @@ def kind_of(parameter: Tensor, gradient: Tensor, group: dict[str, Any], has_mome
 def make_state(
     state: dict[str, Any], names: Names, parameter: Tensor, kind: Kind, *, offset: int
 ) -> None:
-    """Add what is missing: all of it at the first step, or after another optimizer's was loaded."""
-    if "step" not in state:
-        state["step"] = torch.zeros((), dtype=torch.float32, device=parameter.device)
-    if kind.rounding == "master" and "master" not in state:
-        state["master"] = parameter.detach().float()
-    if kind.rounding == "kahan" and "compensation" not in state:
-        state["compensation"] = torch.zeros_like(parameter)
+    """Add what is missing: all of it at the first step, or after another optimizer's was loaded.
+
+    What is there in another floating dtype, or laid out as the parameter was before, is put as the
+    kernel reads it, which knows addresses only. ValueError where that can't be done.
+    """
+    if not isinstance(state.get("step"), Tensor):  # torch's was a number once
+        count = float(state.get("step", 0))
+        state["step"] = torch.tensor(count, dtype=torch.float32, device=parameter.device)
+    like = dense_like(parameter)
+    if kind.rounding == "master":
+        master = state["master"] if "master" in state else parameter.detach()
+        state["master"] = _as_read(master, "master", torch.float32, like)
+    if kind.rounding == "kahan":
+        _make_zeros(state, "compensation", parameter, parameter.dtype, like)
     if kind.moments == "none":
         return
+    dtype = STATE_DTYPES[kind.moments]
+    if parameter.dtype == torch.float64 and kind.moments == "float32":
+        dtype = torch.float64
     for name in filter(None, names):
-        if name not in state:
-            dtype = STATE_DTYPES[kind.moments]
-            if parameter.dtype == torch.float64 and kind.moments == "float32":
-                dtype = torch.float64
-            state[name] = torch.zeros_like(parameter, dtype=dtype)
-            if kind.moments == "8bit":
-                blocks = -(-(offset % BLOCK + parameter.numel()) // BLOCK)
-                state[f"{name}_scale"] = torch.zeros(blocks, device=parameter.device)
+        _make_zeros(state, name, parameter, dtype, like)
+        if kind.moments == "8bit":
+            blocks = -(-(offset % BLOCK + parameter.numel()) // BLOCK)
+            scale = state.setdefault(f"{name}_scale", torch.zeros(blocks, device=parameter.device))
+            if len(scale) != blocks:
+                raise ValueError(
+                    f"{name}_scale of a parameter of shape {tuple(parameter.shape)} is for "
+                    f"{len(scale)} blocks; expected {blocks}, as its slice begins at {offset}"
+                )
+
+
+def _make_zeros(
+    state: dict[str, Any], name: str, parameter: Tensor, dtype: torch.dtype, like: Tensor
+) -> None:
+    if state.get(name) is None:
+        state[name] = torch.zeros_like(parameter, dtype=dtype)
+    else:
+        state[name] = _as_read(state[name], name, dtype, like)
+
+
+def _as_read(value: Tensor, name: str, dtype: torch.dtype, like: Tensor) -> Tensor:
+    """`value` in a dtype, with the shape and the strides of `like`."""
+    if value.dtype == dtype and value.stride() == like.stride() and value.shape == like.shape:
+        return value
+    coded = torch.uint8 in (value.dtype, dtype) and value.dtype != dtype
+    if coded or value.shape != like.shape:
+        raise ValueError(
+            f"{name} of a parameter of shape {tuple(like.shape)} is {value.dtype} of shape "
+            f"{tuple(value.shape)}; expected {dtype}. Go on with the moments=… that it was kept by"
+        )
+    return torch.empty_like(like, dtype=dtype, device=value.device).copy_(value)
+
+
+def dense_like(tensor: Tensor) -> Tensor:
+    """Without memory: the order in which the tensor's elements are stepped."""
+    return torch.empty_like(tensor, device="meta")
 
 
 def flat(tensor: Tensor) -> Tensor:

@@ -59,8 +59,8 @@ class Table:
 
 def on_device(values: Tensor, device: torch.device) -> Tensor:
     """A small tensor of the host on the device, without waiting for it."""
-    if device.type == "cpu":
-        return values
+    if device.type != "cuda":
+        return values.to(device)
     return values.pin_memory().to(device, non_blocking=True)
 
 
