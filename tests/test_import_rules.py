@@ -30,6 +30,8 @@ VENDORS = {
 }
 BLOCK_MAY_IMPORT = (
     "fasttrain.core.interfaces",
+    "fasttrain.core.engine_interface",
+    "fasttrain.core.checkpoint_interface",
     "fasttrain.core.batch",
     "fasttrain.core.kernel_plan",
     "fasttrain.core.data_report",

@@ -16,8 +16,8 @@ from torch import Tensor
 
 from fasttrain.config.schema.callback import CanaryConfig
 from fasttrain.core.batch import Batch, LossFunction
+from fasttrain.core.engine_interface import Engine
 from fasttrain.core.events import Callback, StepStart
-from fasttrain.core.interfaces import Engine
 from fasttrain.core.kernel_plan import EAGER, KernelPlan
 from fasttrain.runtime.random_state import random_state, set_random_state
 

@@ -6,7 +6,8 @@ from collections.abc import Iterable
 
 import torch
 
-from fasttrain.core.interfaces import NamedSlice, UnfitToSave
+from fasttrain.core.checkpoint_interface import UnfitToSave
+from fasttrain.core.engine_interface import NamedSlice
 
 
 def refuse_nonfinite(slices: Iterable[NamedSlice]) -> None:

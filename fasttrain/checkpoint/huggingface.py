@@ -10,7 +10,7 @@ from safetensors import SafetensorError
 
 from fasttrain.checkpoint.finite import refuse_nonfinite
 from fasttrain.config.schema.checkpoint import HuggingFaceCheckpointConfig
-from fasttrain.core.interfaces import Checkpoint
+from fasttrain.core.checkpoint_interface import Checkpoint
 from fasttrain.core.run import Run
 from fasttrain.runtime.files import remove_temporaries, replace_directory, sync_tree
 

@@ -34,7 +34,7 @@ from fasttrain.checkpoint.slices import KINDS, read_whole, write_slices
 from fasttrain.checkpoint.tensor_file import FileSum, TensorFile, write_tensors
 from fasttrain.config.errors import Problem, UserError
 from fasttrain.config.schema.checkpoint import ShardedCheckpointConfig
-from fasttrain.core.interfaces import Found, ResumableCheckpoint
+from fasttrain.core.checkpoint_interface import Found, ResumableCheckpoint
 from fasttrain.core.run import Run
 from fasttrain.runtime.files import (
     opened,

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from fasttrain.checkpoint.tensor_file import FileSum, TensorFile, write_tensors
-from fasttrain.core.interfaces import NamedSlice
+from fasttrain.core.engine_interface import NamedSlice
 
 Kind = Literal["model", "optimizer"]
 KINDS: tuple[Kind, ...] = ("model", "optimizer")

@@ -26,16 +26,15 @@ from fasttrain.config.schema.model import KernelsTransformConfig, TransformSecti
 from fasttrain.config.schema.root import TrainConfig
 from fasttrain.core import metrics_file
 from fasttrain.core.batch import BatchProfile
+from fasttrain.core.checkpoint_interface import Checkpoint, ResumableCheckpoint
+from fasttrain.core.engine_interface import Engine
 from fasttrain.core.events import Callback, Hooks, Result, Resumed
 from fasttrain.core.interfaces import (
-    Checkpoint,
-    Engine,
     LanguageModel,
     LoadedData,
     ModelFactory,
     OptimizerFactory,
     PreparedData,
-    ResumableCheckpoint,
     SchedulerFactory,
 )
 from fasttrain.core.kernel_plan import KernelPlan

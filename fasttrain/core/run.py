@@ -14,8 +14,9 @@ if TYPE_CHECKING:
     import torch
 
     from fasttrain.config.schema.root import TrainConfig
+    from fasttrain.core.engine_interface import Engine
     from fasttrain.core.events import Hooks
-    from fasttrain.core.interfaces import Engine, LanguageModel, PreparedData
+    from fasttrain.core.interfaces import LanguageModel, PreparedData
     from fasttrain.core.kernel_plan import KernelPlan
 
 

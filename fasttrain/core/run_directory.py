@@ -25,7 +25,7 @@ from fasttrain.config.errors import Problem, UserError
 from fasttrain.config.load import LoadedConfig
 from fasttrain.config.resolve import differing_keys, resolved_yaml
 from fasttrain.core import metrics_file
-from fasttrain.core.interfaces import Checkpoint, Found, ResumableCheckpoint
+from fasttrain.core.checkpoint_interface import Checkpoint, Found, ResumableCheckpoint
 from fasttrain.core.metrics_file import cut_metrics
 from fasttrain.runtime.files import TEMPORARY, remove_temporaries, write_atomically
 from fasttrain.runtime.lock import LockHeldError, exclusive_lock

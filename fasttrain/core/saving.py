@@ -6,8 +6,8 @@ import logging
 import time
 from collections.abc import Iterable
 
+from fasttrain.core.checkpoint_interface import Checkpoint, ResumableCheckpoint, UnfitToSave
 from fasttrain.core.events import CheckpointRecord
-from fasttrain.core.interfaces import Checkpoint, ResumableCheckpoint, UnfitToSave
 from fasttrain.core.run import Run
 
 log = logging.getLogger("fasttrain")

@@ -1,4 +1,4 @@
-"""The loop. It names no model, no kernel and no vendor: those are behind core/interfaces.py."""
+"""The loop. It names no model, no kernel and no vendor: those are behind interfaces."""
 
 from __future__ import annotations
 

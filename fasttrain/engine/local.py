@@ -13,14 +13,9 @@ from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 from fasttrain.config.errors import Problem, UserError
 from fasttrain.config.schema.engine import LocalEngineConfig
 from fasttrain.core.batch import Batch, LossFunction, LossSum, StepResult
+from fasttrain.core.engine_interface import Engine, NamedSlice
 from fasttrain.core.events import Hooks
-from fasttrain.core.interfaces import (
-    ClippingOptimizer,
-    Engine,
-    LanguageModel,
-    NamedSlice,
-    Topology,
-)
+from fasttrain.core.interfaces import ClippingOptimizer, LanguageModel, Topology
 from fasttrain.engine.averaged_weights import averaged_weights, averages
 from fasttrain.engine.gradient_sums import GradientSums
 from fasttrain.engine.optimizer_numbers import OptimizerNumbers

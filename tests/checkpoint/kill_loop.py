@@ -17,7 +17,8 @@ import torch
 
 from fasttrain.checkpoint.sharded import ShardedCheckpoint
 from fasttrain.config.schema.checkpoint import ShardedCheckpointConfig
-from fasttrain.core.interfaces import NamedSlice, Topology
+from fasttrain.core.engine_interface import NamedSlice
+from fasttrain.core.interfaces import Topology
 
 SIZE = 60_000  # elements; large enough that many kills fall into the writing of a file
 

@@ -9,7 +9,7 @@ from safetensors import SafetensorError
 
 from fasttrain.checkpoint.huggingface import HuggingFaceCheckpoint
 from fasttrain.config.schema.checkpoint import HuggingFaceCheckpointConfig
-from fasttrain.core.interfaces import ResumableCheckpoint, UnfitToSave
+from fasttrain.core.checkpoint_interface import ResumableCheckpoint, UnfitToSave
 
 
 class Tokenizer:

@@ -15,7 +15,9 @@ from fasttrain.checkpoint.slices import read_whole, write_slices
 from fasttrain.checkpoint.tensor_file import FileSum
 from fasttrain.config.errors import UserError
 from fasttrain.config.schema.checkpoint import ShardedCheckpointConfig
-from fasttrain.core.interfaces import NamedSlice, Topology, UnfitToSave
+from fasttrain.core.checkpoint_interface import UnfitToSave
+from fasttrain.core.engine_interface import NamedSlice
+from fasttrain.core.interfaces import Topology
 from fasttrain.runtime.files import sha256_of
 
 

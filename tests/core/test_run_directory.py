@@ -12,7 +12,7 @@ import yaml
 
 from fasttrain.config.errors import UserError
 from fasttrain.config.load import load
-from fasttrain.core.interfaces import Found, ResumableCheckpoint
+from fasttrain.core.checkpoint_interface import Found, ResumableCheckpoint
 from fasttrain.core.metrics_file import cut_metrics
 from fasttrain.core.run_directory import open_run_directory
 

@@ -13,8 +13,8 @@ from fasttrain.config.schema.checkpoint import CheckpointSection
 from fasttrain.config.schema.engine import LocalEngineConfig
 from fasttrain.config.schema.run import EvalConfig, LoggingConfig
 from fasttrain.core.batch import LossSum
+from fasttrain.core.checkpoint_interface import Checkpoint, ResumableCheckpoint, UnfitToSave
 from fasttrain.core.events import Callback, Hooks
-from fasttrain.core.interfaces import Checkpoint, ResumableCheckpoint, UnfitToSave
 from fasttrain.core.run import SAVE_FAILED, Run
 from fasttrain.core.saving import Saver
 from fasttrain.core.signals import stop_on_signals

@@ -205,6 +205,21 @@ def test_gradient_release_keeps_as_many_norms_as_parameters():
     assert float(releases[1].norm()) == pytest.approx(math.sqrt(squares), rel=1e-6)
 
 
+def test_a_schedule_moves_rates_and_betas_of_each_group_as_torchs():
+    mine, theirs = parameters(shapes=FEW), parameters(shapes=FEW)
+    ends = []
+    for kind, params in ((AdamW, mine), (torch.optim.AdamW, theirs)):
+        optimizer = kind([{"params": params[:1]}, {"params": params[1:]}], lr=0.1)
+        rates = [0.1, 0.01]
+        schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, rates, total_steps=10)
+        for step in range(8):
+            train(optimizer, params, 1, start=step)
+            schedule.step()
+        ends.append([(group["lr"], group["betas"]) for group in optimizer.param_groups])
+    assert ends[0] == ends[1]
+    assert largest_difference(mine, theirs) < 1e-6
+
+
 # --- what is drawn for random rounding ------------------------------------------------------------
 
 
