@@ -242,3 +242,59 @@ def test_each_tensor_draws_bits_of_its_own_whether_or_not_others_have_gradients(
     SGD([params[2], params[3]], 1e-2, rounding="stochastic").step()
     assert not torch.equal(params[0], params[1])
     assert torch.equal(params[1], params[3])
+
+
+# --- options and numbers at their ends ------------------------------------------------------------
+
+
+def test_learning_rates_that_are_tensors_are_their_groups():
+    mine, theirs = parameters(shapes=FEW), parameters(shapes=FEW)
+    for kind, params, rate in ((SGD, mine, torch.tensor), (torch.optim.SGD, theirs, float)):
+        groups = [{"params": params[:1], "lr": rate(0.1)}, {"params": params[1:], "lr": rate(0.3)}]
+        train(kind(groups), params, 1)
+    assert largest_difference(mine, theirs) < 1e-6
+
+
+@pytest.mark.parametrize("name", OURS)
+def test_maximize_is_a_step_by_the_opposite_gradient(name):
+    kind, options = OURS[name]
+    up, down = parameters(shapes=FEW), parameters(shapes=FEW)
+    give_gradients(up, 0)
+    give_gradients(down, 0, scale=-1.0)
+    kind(up, 0.1, maximize=True, **options).step()
+    kind(down, 0.1, **options).step()
+    assert largest_difference(up, down) == 0
+
+
+def test_gradient_release_passes_over_frozen_parameters():
+    layer = nn.Linear(3, 2)
+    layer.bias.requires_grad_(False)
+    GradientRelease(SGD(layer.parameters(), 0.1))
+    before = values(layer.parameters())
+    layer(torch.ones(4, 3)).sum().backward()
+    after = values(layer.parameters())
+    assert [torch.equal(a, b) for a, b in zip(before, after, strict=True)] == [False, True]
+
+
+def test_after_gradient_release_norms_are_of_gradients_again():
+    params = parameters(shapes=[(5,)])
+    optimizer = SGD(params, 0.1)
+    GradientRelease(optimizer).remove()
+    params[0].grad = torch.full((5,), 2.0)
+    assert optimizer.measure().item() == pytest.approx(math.sqrt(20))
+
+
+def test_codes_of_the_largest_numbers_have_a_scale():
+    parameter = nn.Parameter(torch.zeros(5))
+    parameter.grad = torch.full((5,), 3e38)
+    optimizer = SGD([parameter], 1e-38, momentum=0.9, moments="8bit")
+    optimizer.step()
+    assert optimizer.state[parameter]["momentum_buffer_scale"].isfinite().all()
+
+
+def test_what_is_not_a_number_stays_so_when_it_is_rounded_at_random():
+    """With all bits set it would become a zero by an addition to its bits."""
+    parameter = nn.Parameter(torch.zeros(300, dtype=BF16))
+    parameter.main_grad = torch.full((300,), 0x7FFFFFFF, dtype=torch.int32).view(torch.float32)
+    SGD([parameter], 1.0, rounding="stochastic").step()
+    assert parameter.isnan().all()
