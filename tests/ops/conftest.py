@@ -59,7 +59,8 @@ class Place(NamedTuple):
 def places_of(op):
     """Where an op's backends run here; in Triton's interpreter, that one alone."""
     if INTERPRETED:  # how test_interpreter.py runs these files in a process of its own
-        return [pytest.param(Place("triton", "cpu"), id="triton-interpreted")]
+        names = [candidate.name for candidate in op.candidates if candidate.name == "triton"]
+        return [pytest.param(Place(name, "cpu"), id=f"{name}-interpreted") for name in names]
     return [
         pytest.param(
             Place(candidate.name, device),
