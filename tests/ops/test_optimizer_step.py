@@ -66,9 +66,12 @@ def test_all_that_rounds_at_random_has_the_same_bits_everywhere(place):
             assert (mine.first != theirs.first).sum() <= 1 + mine.first.numel() // 4096
 
 
-def test_a_flag_on_the_device_skips_and_a_gradient_is_cleared(place):
-    problem = Problem(CPU, torch.float32, torch.float32, "adamw", "none", "float32")
-    kernel, problem = made(place, problem)
+@pytest.mark.parametrize(
+    "dtypes", [(torch.float32, torch.float32, "none"), (BF16, BF16, "master")], ids=["fp32", "bf16"]
+)
+def test_a_flag_on_the_device_skips_and_a_gradient_is_cleared(place, dtypes):
+    dtype, grad_dtype, rounding = dtypes
+    kernel, problem = made(place, Problem(CPU, dtype, grad_dtype, "adamw", rounding, "float32"))
     work = random_step(problem, (40,))
     before = work.slots[0].param.clone()
     kernel.step(replace(work, skip=torch.ones((), device=problem.device)))
