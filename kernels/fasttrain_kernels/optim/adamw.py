@@ -7,7 +7,7 @@ from typing import Any
 from torch import Tensor
 
 from fasttrain_kernels.ops.optimizer_step.step import Numbers
-from fasttrain_kernels.optim.one_pass import OnePassOptimizer, check_betas
+from fasttrain_kernels.optim.one_pass import OnePassOptimizer, check_betas, sign_of
 from fasttrain_kernels.optim.slots import Names
 
 
@@ -54,5 +54,5 @@ class AdamW(OnePassOptimizer):
 
     def numbers(self, group: dict[str, Any]) -> Numbers:
         beta1, beta2 = group["betas"]
-        sign = -1.0 if group["maximize"] else 1.0
+        sign = sign_of(group)
         return Numbers(group["lr"], beta1, beta2, group["eps"], group["weight_decay"], sign=sign)

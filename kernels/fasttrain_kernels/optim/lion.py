@@ -7,7 +7,7 @@ from typing import Any
 from torch import Tensor
 
 from fasttrain_kernels.ops.optimizer_step.step import Numbers
-from fasttrain_kernels.optim.one_pass import OnePassOptimizer, check_betas
+from fasttrain_kernels.optim.one_pass import OnePassOptimizer, check_betas, sign_of
 from fasttrain_kernels.optim.slots import Names
 
 
@@ -50,6 +50,6 @@ class Lion(OnePassOptimizer):
         check_betas(group)
 
     def numbers(self, group: dict[str, Any]) -> Numbers:
-        sign = -1.0 if group["maximize"] else 1.0
+        sign = sign_of(group)
         beta1, beta2 = group["betas"]
         return Numbers(group["lr"], beta1, beta2, 0.0, group["weight_decay"], sign=sign)

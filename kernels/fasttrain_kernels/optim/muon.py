@@ -20,7 +20,7 @@ from fasttrain_kernels.ops.optimizer_step.step import Numbers, Step
 from fasttrain_kernels.ops.optimizer_step.table import Table
 from fasttrain_kernels.optim.adamw import AdamW
 from fasttrain_kernels.optim.group_numbers import GroupNumbers
-from fasttrain_kernels.optim.one_pass import OnePassOptimizer, check_share
+from fasttrain_kernels.optim.one_pass import OnePassOptimizer, check_share, scalar_on, sign_of
 from fasttrain_kernels.optim.slots import (
     Batch,
     Kind,
@@ -222,8 +222,8 @@ class Muon(AdamW):
             make_state(state, MOMENTUM, parameter, _kind(parameter, group), offset=0)
             kept = state[MOMENTUM.first]
             part = part.view(parameter.shape)
-            sign = -1.0 if group["maximize"] else 1.0
-            torch.mul(gradient, self._factor(norm, parameter.device) * sign, out=part)
+            factor = self._factor(norm, parameter.device) * sign_of(group)
+            torch.mul(gradient, factor, out=part)
             if skipped is not None:
                 # A mean of equals is what it was, and nothing that isn't finite goes into it.
                 torch.where(skipped, kept.to(part.dtype), part, out=part)
@@ -256,10 +256,8 @@ class Muon(AdamW):
                 slots,
                 sent.on(kind.device, numbers),
                 self._tables.setdefault(key, Table()),
-                norm=None if norm is None else norm.to(kind.device, torch.float32),
-                skip=None
-                if self.found_inf is None
-                else self.found_inf.to(kind.device, torch.float32),
+                norm=scalar_on(norm, kind.device),
+                skip=scalar_on(self.found_inf, kind.device),
                 seed=self.seed,
             )
             optimizer_step(work, backend=self.backend)

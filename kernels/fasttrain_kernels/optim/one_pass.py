@@ -165,10 +165,10 @@ class OnePassOptimizer(torch.optim.Optimizer):
                 self._numbers.on(device, numbers),
                 # Who steps parameters one by one has a table for each.
                 self._tables.setdefault((kind, slots[0].stream, len(slots)), Table()),
-                norm=_on(norm, device),
+                norm=scalar_on(norm, device),
                 max_norm=self.max_grad_norm or 0.0,
-                grad_scale=_on(getattr(self, "grad_scale", None), device),
-                skip=_on(self.found_inf, device),
+                grad_scale=scalar_on(getattr(self, "grad_scale", None), device),
+                skip=scalar_on(self.found_inf, device),
                 seed=self.seed,
                 zero_grad=self.zero_grad_in_step,
             )
@@ -225,7 +225,13 @@ def _as_saved(value: Any, device: torch.device) -> Any:
     return value.detach().clone().to(device) if isinstance(value, Tensor) else value
 
 
-def _on(tensor: Tensor | None, device: torch.device) -> Tensor | None:
+def sign_of(group: dict[str, Any]) -> float:
+    """What a group's gradients are multiplied by."""
+    return -1.0 if group["maximize"] else 1.0
+
+
+def scalar_on(tensor: Tensor | None, device: torch.device) -> Tensor | None:
+    """As a kernel reads it."""
     return None if tensor is None else tensor.to(device, torch.float32)
 
 

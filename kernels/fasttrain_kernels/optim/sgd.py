@@ -7,7 +7,7 @@ from typing import Any
 from torch import Tensor
 
 from fasttrain_kernels.ops.optimizer_step.step import Numbers
-from fasttrain_kernels.optim.one_pass import OnePassOptimizer, check_share
+from fasttrain_kernels.optim.one_pass import OnePassOptimizer, check_share, sign_of
 from fasttrain_kernels.optim.slots import Names
 
 
@@ -64,5 +64,5 @@ class SGD(OnePassOptimizer):
             0.0,
             group["weight_decay"],
             nesterov=float(group["nesterov"]),
-            sign=-1.0 if group["maximize"] else 1.0,
+            sign=sign_of(group),
         )

@@ -165,11 +165,14 @@ def make_state(
         _make_zeros(state, name, parameter, dtype, like)
         if kind.moments == "8bit":
             blocks = -(-(offset % BLOCK + parameter.numel()) // BLOCK)
-            scale = state.setdefault(f"{name}_scale", torch.zeros(blocks, device=parameter.device))
-            if len(scale) != blocks:
+            scale = f"{name}_scale"
+            if scale not in state:
+                state[scale] = torch.zeros(blocks, device=parameter.device)
+            if len(state[scale]) != blocks:
                 raise ValueError(
-                    f"{name}_scale of a parameter of shape {tuple(parameter.shape)} is for "
-                    f"{len(scale)} blocks; expected {blocks}, as its slice begins at {offset}"
+                    f"{scale} of a parameter of shape {tuple(parameter.shape)} is for "
+                    f"{len(state[scale])} blocks; expected {blocks}, as its slice "
+                    f"begins at {offset}"
                 )
 
 
