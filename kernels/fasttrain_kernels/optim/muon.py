@@ -74,7 +74,8 @@ class Muon(AdamW):
     times sqrt(max(1, m / n)). momentum, nesterov: of the gradients, as torch.optim.Muon has them.
     weight_decay: decoupled, times lr as given. ns_steps, ns_coefficients: of ops/newton_schulz.
     betas, eps: AdamW's. moments: "float32" or "bfloat16" for matrices, which is rounded to nearest,
-    for momentum changes by twentieths; AdamW's groups may have "8bit". newton_schulz_backend: of that op.
+    for momentum changes by twentieths; AdamW's groups may have "8bit". newton_schulz_backend: of
+    that op.
 
     Other options, clipping and roundings: OnePassOptimizer. The step isn't one launch: matrices of
     one shape go together, BATCH elements at a time, and it is not for CUDA graphs. Whole matrices
